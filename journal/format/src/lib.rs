@@ -1,0 +1,21 @@
+//! Ids, hashes and every byte layout of `thirdsite`: what a segment is, and nothing about where it lies.
+//!
+//! This crate does no I/O, knows no clock and starts no thread. It turns bytes into checked values and back, so that the
+//! protected site, the wire, the recovery site and a bucket share one definition. Start with `FORMAT.md`, then
+//! [`segment`].
+
+pub mod definition;
+mod error;
+mod ids;
+pub mod segment;
+
+pub use error::{ErrorKind, FormatError};
+pub use ids::{
+    BookmarkName, Epoch, Generation, GroupName, Hash, PointId, Position, Sequence, Timestamp, VolumeName,
+};
+
+/// Smallest unit of a write, of an extent and of a volume's size, in bytes.
+pub const SECTOR_BYTES: u64 = 512;
+
+/// Unit of change detection and of zero elision, in bytes.
+pub const BLOCK_BYTES: u64 = 4096;
