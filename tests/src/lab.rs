@@ -1,0 +1,399 @@
+//! A laboratory of real processes: a recovery site and a protected site on this host, with folders, sockets and identities of
+//! their own, which a test starts, kills and starts again.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take that is waited for. Only a hang reaches it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Path of a binary of the workspace, next to the running test.
+///
+/// # Errors
+/// If it has not been built.
+pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
+    let running = std::env::current_exe()?;
+    let found = running.ancestors().skip(1).map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("binary '{name}' is not built; run 'cargo build --workspace' first"))
+}
+
+/// A group of the protected site.
+#[derive(Clone, Debug)]
+pub struct GroupSpec {
+    /// Its name.
+    pub name: String,
+    /// Names and sizes in bytes of its volumes.
+    pub volumes: Vec<(String, u64)>,
+    /// Further lines of its table.
+    pub extra: String,
+}
+
+/// The output of a daemon, line by line.
+#[derive(Clone, Default)]
+struct Log(Arc<(Mutex<Vec<String>>, Condvar)>);
+
+impl Log {
+    fn push(&self, line: String) {
+        self.0.0.lock().expect("the log is not poisoned").push(line);
+        self.0.1.notify_all();
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.0.0.lock().expect("the log is not poisoned").clone()
+    }
+
+    /// Waits for a line with `text` at or behind line `from`; answers its number.
+    fn wait(&self, text: &str, from: usize) -> Option<usize> {
+        let found = |lines: &Vec<String>| {
+            lines.iter().skip(from).position(|line| line.contains(text)).map(|place| place + from)
+        };
+        let lines = self.0.0.lock().expect("the log is not poisoned");
+        let waited = self.0.1.wait_timeout_while(lines, PATIENCE, |lines| found(lines).is_none());
+        found(&waited.expect("the log is not poisoned").0)
+    }
+}
+
+/// A process that is ended by its id when dropped.
+pub struct Daemon {
+    child: Child,
+    log: Log,
+    name: String,
+}
+
+impl Daemon {
+    /// Starts a program whose standard error is its log.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(name: &str, command: &mut Command) -> anyhow::Result<Daemon> {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {name}"))?;
+        let (log, output) = (Log::default(), child.stderr.take().expect("standard error is piped"));
+        let writer = log.clone();
+        thread::spawn(move || {
+            BufReader::new(output).lines().map_while(Result::ok).for_each(|line| writer.push(line));
+            writer.push("END OF LOG".to_owned());
+        });
+        Ok(Daemon { child, log, name: name.to_owned() })
+    }
+
+    /// Waits until its log has a line with `text`.
+    ///
+    /// # Errors
+    /// If that does not happen; with the log.
+    pub fn wait_for(&self, text: &str) -> anyhow::Result<()> {
+        ensure!(
+            self.log.wait(text, 0).is_some() && !self.ended_without(text),
+            "{} never said '{text}':\n{}",
+            self.name,
+            self.log.lines().join("\n")
+        );
+        Ok(())
+    }
+
+    fn ended_without(&self, text: &str) -> bool {
+        !self.log.lines().iter().any(|line| line.contains(text))
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its log so far.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lines()
+    }
+
+    /// Kills it at once (SIGKILL) and waits until it is gone.
+    pub fn kill(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Ends it in order (SIGTERM) and waits for its exit code.
+    ///
+    /// # Errors
+    /// If it does not end well.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        let ended = Command::new("kill").arg(self.child.id().to_string()).status()?;
+        ensure!(ended.success(), "no such process");
+        let status = self.child.wait()?;
+        self.log.wait("END OF LOG", 0);
+        ensure!(status.success(), "{} ended with {status}:\n{}", self.name, self.log.lines().join("\n"));
+        Ok(())
+    }
+
+    /// Waits for it to end by itself; answers its exit code.
+    ///
+    /// # Errors
+    /// If it was ended by a signal.
+    pub fn wait_for_end(&mut self) -> anyhow::Result<i32> {
+        self.log.wait("END OF LOG", 0).context("the daemon does not end")?;
+        self.child.wait()?.code().context("the daemon was ended by a signal")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// One protected site and one recovery site.
+pub struct Lab {
+    folder: TempDir,
+    groups: Vec<GroupSpec>,
+    thirdsite: PathBuf,
+    /// The recovery site's daemon, while it runs.
+    pub site: Option<Daemon>,
+    /// The protected site's agent, while it runs.
+    pub source: Option<Daemon>,
+}
+
+impl Lab {
+    /// Makes folders, legs of zeroes, identities and settings, and enrols the protected site.
+    ///
+    /// # Errors
+    /// If anything of that fails.
+    pub fn new(groups: &[GroupSpec]) -> anyhow::Result<Lab> {
+        let folder = tempfile::Builder::new().prefix("thirdsite-").tempdir()?;
+        let thirdsite = binary("thirdsite")?;
+        let lab = Lab { folder, groups: groups.to_vec(), thirdsite, site: None, source: None };
+        for group in groups {
+            for (volume, size) in &group.volumes {
+                fs::File::create(lab.leg(&group.name, volume))?.set_len(*size)?;
+            }
+        }
+        let own = lab.new_identity("source-id", "pair-a")?;
+        let site = lab.new_identity("site-id", "far-site")?;
+        let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+        fs::write(lab.path("site.toml"), site_settings(port))?;
+        fs::write(lab.path("source.toml"), source_settings(port, &site, groups))?;
+        let mut enroll = vec!["site", "enroll", "--name", "pair-a", "--fingerprint", &own];
+        let config = lab.path("site.toml").display().to_string();
+        enroll.extend(["--config", &config]);
+        groups.iter().for_each(|group| enroll.extend(["--group", &group.name]));
+        lab.run(&enroll)?;
+        Ok(lab)
+    }
+
+    /// One group `demo` with volumes of these sizes, `disk0` and so on.
+    ///
+    /// # Errors
+    /// As [`Lab::new`].
+    pub fn demo(sizes: &[u64]) -> anyhow::Result<Lab> {
+        let volumes = sizes.iter().enumerate().map(|(number, &size)| (format!("disk{number}"), size));
+        let volumes = volumes.collect();
+        Lab::new(&[GroupSpec { name: "demo".to_owned(), volumes, extra: String::new() }])
+    }
+
+    fn new_identity(&self, folder: &str, name: &str) -> anyhow::Result<String> {
+        let folder = self.path(folder).display().to_string();
+        let made = self.json(&["identity", "new", "--dir", &folder, "--name", name, "--json"])?;
+        Ok(made["fingerprint"].as_str().context("no fingerprint was printed")?.to_owned())
+    }
+
+    /// A path in the laboratory's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The leg of a volume.
+    pub fn leg(&self, group: &str, volume: &str) -> PathBuf {
+        self.path(&format!("{group}-{volume}.raw"))
+    }
+
+    /// The tap's unix socket.
+    pub fn tap(&self) -> PathBuf {
+        self.path("tap.sock")
+    }
+
+    /// The recovery site's store.
+    pub fn store(&self) -> PathBuf {
+        self.path("store")
+    }
+
+    /// Starts the recovery site and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it does not become ready.
+    pub fn start_site(&mut self) -> anyhow::Result<()> {
+        let daemon = self.daemon("site", &["site", "run", "--config"], "site.toml")?;
+        daemon.wait_for("ready")?;
+        self.site = Some(daemon);
+        Ok(())
+    }
+
+    /// Starts the agent and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it does not become ready.
+    pub fn start_source(&mut self) -> anyhow::Result<()> {
+        let daemon = self.daemon("source", &["source", "run", "--config"], "source.toml")?;
+        daemon.wait_for("ready")?;
+        self.source = Some(daemon);
+        Ok(())
+    }
+
+    /// Starts a daemon without waiting for it.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn daemon(&self, name: &str, args: &[&str], config: &str) -> anyhow::Result<Daemon> {
+        Daemon::start(name, Command::new(&self.thirdsite).args(args).arg(self.path(config)))
+    }
+
+    /// Kills the agent with SIGKILL.
+    pub fn kill_source(&mut self) {
+        self.source.take();
+    }
+
+    /// Kills the recovery site with SIGKILL.
+    pub fn kill_site(&mut self) {
+        self.site.take();
+    }
+
+    /// Runs the CLI; answers whatever comes of it.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn output(&self, args: &[&str]) -> anyhow::Result<Output> {
+        Ok(Command::new(&self.thirdsite).args(args).stdin(Stdio::null()).output()?)
+    }
+
+    /// Runs the CLI, which has to succeed; answers its standard output.
+    ///
+    /// # Errors
+    /// If it fails, with what it printed.
+    pub fn run(&self, args: &[&str]) -> anyhow::Result<String> {
+        let output = self.output(args)?;
+        if !output.status.success() {
+            let printed = String::from_utf8_lossy(&output.stderr);
+            bail!("thirdsite {} failed with {}:\n{printed}", args.join(" "), output.status);
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Runs the CLI, which has to print one JSON value.
+    ///
+    /// # Errors
+    /// If it fails or prints something else.
+    pub fn json(&self, args: &[&str]) -> anyhow::Result<Value> {
+        let text = self.run(args)?;
+        serde_json::from_str(&text).with_context(|| format!("thirdsite {}: {text}", args.join(" ")))
+    }
+
+    /// Runs the CLI, which has to fail with this exit code; answers its standard error.
+    ///
+    /// # Errors
+    /// If it ends otherwise.
+    pub fn fails(&self, code: i32, args: &[&str]) -> anyhow::Result<String> {
+        let output = self.output(args)?;
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            output.status.code() == Some(code),
+            "thirdsite {} ended with {} instead of {code}:\n{printed}",
+            args.join(" "),
+            output.status
+        );
+        Ok(printed)
+    }
+
+    /// Cuts a group and waits for the receipt; answers the cut as JSON.
+    ///
+    /// # Errors
+    /// If the cut fails.
+    pub fn cut(&self, group: &str, further: &[&str]) -> anyhow::Result<Value> {
+        let control = self.path("source.sock").display().to_string();
+        let mut args = vec!["cut", group, "--wait", "--json", "--control", &control];
+        args.extend(further);
+        self.json(&args)
+    }
+
+    /// The points of a group, oldest first.
+    ///
+    /// # Errors
+    /// If they cannot be listed.
+    pub fn points(&self, group: &str) -> anyhow::Result<Vec<Value>> {
+        let store = self.store().display().to_string();
+        let listed = self.json(&["point", "list", group, "--store", &store, "--json"])?;
+        Ok(listed["points"].as_array().context("no points in the answer")?.clone())
+    }
+
+    /// Restores a volume of a point and reads it.
+    ///
+    /// # Errors
+    /// If it cannot be restored.
+    pub fn restored(&self, group: &str, volume: &str, point: &str) -> anyhow::Result<Vec<u8>> {
+        let (store, output) = (self.store().display().to_string(), self.path("restored.raw"));
+        let target = output.display().to_string();
+        self.run(&[
+            "restore", group, "--volume", volume, "--point", point, "--store", &store, "--output", &target,
+        ])?;
+        let bytes = fs::read(&output)?;
+        fs::remove_file(&output)?;
+        Ok(bytes)
+    }
+
+    /// Waits until a check answers true.
+    ///
+    /// # Errors
+    /// If it fails, or stays false for too long.
+    pub fn eventually(&self, what: &str, mut check: impl FnMut(&Lab) -> anyhow::Result<bool>) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            if check(self)? {
+                return Ok(());
+            }
+        }
+        bail!("{what} did not happen in {} s", PATIENCE.as_secs())
+    }
+
+    /// Groups of the laboratory.
+    pub fn groups(&self) -> &[GroupSpec] {
+        &self.groups
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+fn site_settings(port: u16) -> String {
+    format!(
+        "version = 1\nidentity = \"site-id\"\nstore = \"store\"\ncontrol = \"site.sock\"\n\
+         listen = \"127.0.0.1:{port}\"\nenrolled = \"enrolled.toml\"\n"
+    )
+}
+
+fn source_settings(port: u16, fingerprint: &str, groups: &[GroupSpec]) -> String {
+    let mut text = format!(
+        "version = 1\nidentity = \"source-id\"\njournal = \"journal\"\ncontrol = \"source.sock\"\n\
+         [site]\naddress = \"127.0.0.1:{port}\"\nfingerprint = \"{fingerprint}\"\n\
+         [tap]\nlisten = [\"unix:tap.sock\"]\n"
+    );
+    for group in groups {
+        let name = &group.name;
+        text += &format!("[[group]]\nname = \"{name}\"\n{}\n", group.extra);
+        for (volume, _) in &group.volumes {
+            text += &format!("[[group.volume]]\nname = \"{volume}\"\nleg = \"{name}-{volume}.raw\"\n");
+        }
+    }
+    text
+}
