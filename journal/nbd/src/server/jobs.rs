@@ -1,0 +1,240 @@
+//! Requests of one connection that wait for a disk, so that the requests behind them do not.
+//!
+//! The threads belong to their connection: a client that does not take its replies, or an export whose disk hangs, holds up
+//! nobody else. They are started when they are needed and end when idle.
+//!
+//! Flushes (and writes with FUA that wait for one) are collected: one flush runs at a time, and whatever asked for one
+//! while it ran is covered together by the next.
+
+use std::collections::VecDeque;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::errno::Errno;
+use crate::reply::{self, ReplyStyle};
+use crate::request::Session;
+use crate::stream::Stream;
+
+/// How long an idle thread stays.
+const IDLE_TIME: Duration = Duration::from_secs(10);
+
+/// What a connection and its workers share.
+pub(super) struct Line {
+    pub(super) session: Session,
+    pub(super) style: ReplyStyle,
+    stream: Arc<Stream>,
+    /// Held while replies are written, so that they do not mix.
+    sending: Mutex<()>,
+    jobs: Mutex<Jobs>,
+    job_came: Condvar,
+    job_done: Condvar,
+    workers_max: usize,
+    waiting_max: usize,
+}
+
+#[derive(Default)]
+struct Jobs {
+    reads: VecDeque<ReadJob>,
+    /// Cookies of requests that wait for a flush.
+    syncs: Vec<u64>,
+    flush_running: bool,
+    /// Requests that were submitted and not answered yet.
+    waiting: usize,
+    workers: usize,
+    idle_workers: usize,
+    closed: bool,
+}
+
+/// A read that has to wait.
+#[derive(Clone, Copy)]
+pub(super) struct ReadJob {
+    pub(super) cookie: u64,
+    pub(super) offset: u64,
+    pub(super) length: u32,
+}
+
+enum Job {
+    Read(ReadJob),
+    Flush(Vec<u64>),
+}
+
+impl Line {
+    pub(super) fn new(
+        session: Session,
+        stream: Arc<Stream>,
+        workers_max: usize,
+        waiting_max: usize,
+    ) -> Arc<Self> {
+        let style = if session.structured() { ReplyStyle::Structured } else { ReplyStyle::Simple };
+        Arc::new(Line {
+            session,
+            style,
+            stream,
+            sending: Mutex::default(),
+            jobs: Mutex::default(),
+            job_came: Condvar::new(),
+            job_done: Condvar::new(),
+            workers_max: workers_max.max(1),
+            waiting_max: waiting_max.max(1),
+        })
+    }
+
+    /// Writes whole replies.
+    pub(super) fn send(&self, replies: &[u8]) -> io::Result<()> {
+        let _guard = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        self.stream.write_all(replies)
+    }
+
+    /// Whether a further request that waits would have to wait for its turn too.
+    pub(super) fn is_full(&self) -> bool {
+        self.lock().waiting >= self.waiting_max
+    }
+
+    pub(super) fn submit_read(self: &Arc<Self>, job: ReadJob) {
+        self.submit(|jobs| jobs.reads.push_back(job));
+    }
+
+    /// Has the request answered when everything that was written before is durable.
+    pub(super) fn submit_sync(self: &Arc<Self>, cookie: u64) {
+        self.submit(|jobs| jobs.syncs.push(cookie));
+    }
+
+    /// Waits until every request is answered, and ends the workers.
+    pub(super) fn close(&self) {
+        let mut jobs = self.lock();
+        while jobs.waiting > 0 {
+            jobs = self.job_done.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+        }
+        jobs.closed = true;
+        self.job_came.notify_all();
+        while jobs.workers > 0 {
+            jobs = self.job_done.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn submit(self: &Arc<Self>, add: impl FnOnce(&mut Jobs)) {
+        let mut jobs = self.lock();
+        while jobs.waiting >= self.waiting_max {
+            jobs = self.job_done.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+        }
+        jobs.waiting += 1;
+        add(&mut jobs);
+        if jobs.idle_workers > 0 {
+            self.job_came.notify_one();
+            return;
+        }
+        // A flush that cannot begin before another one ends needs no thread.
+        if jobs.workers >= self.workers_max || !jobs.has_work() {
+            return;
+        }
+        jobs.workers += 1;
+        let line = Arc::clone(self);
+        let spawned = thread::Builder::new().name("nbd-worker".to_owned()).spawn(move || line.work());
+        if let Err(error) = spawned {
+            jobs.workers -= 1;
+            let alone = jobs.workers == 0;
+            drop(jobs);
+            tracing::warn!(%error, "no thread for a request that waits for a disk; requests behind it wait too");
+            if alone {
+                self.work_off();
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The life of a worker.
+    fn work(&self) {
+        loop {
+            self.work_off();
+            let mut jobs = self.lock();
+            jobs.idle_workers += 1;
+            let waited = self
+                .job_came
+                .wait_timeout_while(jobs, IDLE_TIME, |jobs| !jobs.has_work() && !jobs.closed)
+                .unwrap_or_else(PoisonError::into_inner);
+            jobs = waited.0;
+            jobs.idle_workers -= 1;
+            if !jobs.has_work() {
+                jobs.workers -= 1;
+                self.job_done.notify_all();
+                return;
+            }
+        }
+    }
+
+    /// Does what there is to do.
+    fn work_off(&self) {
+        let mut buffer = Vec::new();
+        loop {
+            let Some(job) = self.lock().take() else {
+                return;
+            };
+            buffer.clear();
+            let count = match &job {
+                Job::Read(read) => self.perform_read(*read, &mut buffer),
+                Job::Flush(cookies) => self.perform_flush(cookies, &mut buffer),
+            };
+            // If the client is gone, the connection's own thread notices.
+            let _ = self.send(&buffer);
+            let mut jobs = self.lock();
+            jobs.waiting -= count;
+            jobs.flush_running &= !matches!(job, Job::Flush(_));
+            drop(jobs);
+            self.job_done.notify_all();
+        }
+    }
+
+    fn perform_read(&self, job: ReadJob, buffer: &mut Vec<u8>) -> usize {
+        let header = self.style.read_header_bytes();
+        buffer.resize(header + job.length as usize, 0);
+        let (head, data) = buffer.split_at_mut(header);
+        let export = self.session.export();
+        match guarded(|| export.read(job.offset, data)) {
+            Ok(()) => self.style.read_header(job.cookie, job.offset, job.length, head),
+            Err(errno) => {
+                buffer.clear();
+                self.style.error(job.cookie, errno, buffer);
+            }
+        }
+        1
+    }
+
+    fn perform_flush(&self, cookies: &[u64], buffer: &mut Vec<u8>) -> usize {
+        let result = guarded(|| self.session.export().flush());
+        for cookie in cookies {
+            match result {
+                Ok(()) => buffer.extend(reply::done(*cookie)),
+                Err(errno) => self.style.error(*cookie, errno, buffer),
+            }
+        }
+        cookies.len()
+    }
+}
+
+impl Jobs {
+    fn has_work(&self) -> bool {
+        !self.reads.is_empty() || (!self.flush_running && !self.syncs.is_empty())
+    }
+
+    fn take(&mut self) -> Option<Job> {
+        if !self.flush_running && !self.syncs.is_empty() {
+            self.flush_running = true;
+            return Some(Job::Flush(std::mem::take(&mut self.syncs)));
+        }
+        self.reads.pop_front().map(Job::Read)
+    }
+}
+
+/// A panic of an export must not take the replies of others with it: nobody would ever answer them.
+fn guarded(action: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+    catch_unwind(AssertUnwindSafe(action)).unwrap_or_else(|panic| {
+        tracing::error!(panic = super::panic_text(&*panic), "an export panicked; the request fails");
+        Err(Errno::Io)
+    })
+}
