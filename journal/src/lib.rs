@@ -1,1 +1,32 @@
-//! Workspace member.
+//! The protected site: sees every write of a group's volumes, cuts them into epochs and seals these into segments.
+//!
+//! The crate does not know the network, nor who receives the segments: it offers what is sealed ([`Group::pending`]) and
+//! takes receipts ([`Group::receipt`]). It reads no settings and decides no schedule. Disk, clock and sealing are passed
+//! in or driven from outside ([`Group::seal_next`], [`Group::sweep_step`]), so that the same code runs on real parts and
+//! in a seeded simulation.
+//!
+//! Begin reading with [`capture`], which holds the rule that everything rests on; then [`group`].
+
+pub mod capture;
+mod chain;
+mod clock;
+mod dirty;
+mod error;
+mod extent_map;
+pub mod group;
+mod leg;
+mod seal;
+mod storage;
+mod tap;
+mod workers;
+
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use error::JournalError;
+pub use group::{
+    CutRequest, CutTicket, Group, GroupSettings, GroupStatus, SealedCut, SiteHead, StoredSegment, SweepStep,
+    VolumeSettings,
+};
+pub use leg::{FileLeg, Leg, LegStamp, MemoryLeg};
+pub use storage::{DirStorage, MemoryStorage, Storage};
+pub use tap::TapVolume;
+pub use workers::Workers;

@@ -1,0 +1,360 @@
+//! The open epoch of a group, and the rules that make every cut crash-consistent.
+//!
+//! Three rules, all kept under one lock for each volume:
+//!
+//! 1. **The epoch is taken on arrival.** [`Capture::begin`] puts a write's bytes into the epoch that is open at that moment.
+//!    [`Capture::cut`] holds the locks of all volumes at once while it ends the epoch. If write B was issued after write A
+//!    was acknowledged, B arrives after A, hence epoch(A) ≤ epoch(B), whichever volumes they go to: a cut never holds B
+//!    without A.
+//! 2. **The journal's order is the leg's order.** A write that overlaps writes in flight waits for them, in the order of
+//!    arrival, before it may touch the leg.
+//! 3. **What is not captured is dirty.** If the payload is dropped (budget) or the leg fails, the epoch forgets the range and its
+//!    regions are marked dirty before the write is acknowledged. A cut taken while anything is dirty completes no point.
+//!
+//! A sweep reads dirty regions for a resync. It is ordered among the writes like a write (rule 2), and what it read goes
+//! *under* everything that the same epoch captured. It counts only if no cut and no dropped write came in between;
+//! otherwise it is done again.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use journal_format::Epoch;
+use journal_nbd::Payload;
+
+use crate::dirty::DirtyMap;
+use crate::extent_map::{ExtentMap, Source};
+
+/// What a request does to a range.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Writes these bytes.
+    Data(Payload),
+    /// Makes so many bytes zero.
+    Zero(u64),
+}
+
+impl Change {
+    fn length(&self) -> u64 {
+        match self {
+            Change::Data(payload) => payload.len() as u64,
+            Change::Zero(length) => *length,
+        }
+    }
+}
+
+/// A write between arrival and the leg's answer.
+#[must_use = "a write that is not ended blocks all that overlap it"]
+#[derive(Debug)]
+pub struct WriteTicket {
+    volume: usize,
+    number: u64,
+}
+
+/// A range that a resync is reading.
+#[derive(Debug)]
+pub(crate) struct SweepTicket {
+    pub(crate) volume: usize,
+    pub(crate) range: Range<u64>,
+    number: u64,
+    epoch: Epoch,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    number: u64,
+    range: Range<u64>,
+    /// A write in the range was dropped while a sweep was reading it.
+    spoiled: bool,
+}
+
+#[derive(Debug)]
+struct VolumeState {
+    epoch: Epoch,
+    map: ExtentMap,
+    dirty: DirtyMap,
+    in_flight: Vec<InFlight>,
+    next_number: u64,
+    waiting: usize,
+    written_bytes: u64,
+}
+
+impl VolumeState {
+    fn mark_dirty(&mut self, range: Range<u64>) {
+        for sweep in self.in_flight.iter_mut().filter(|other| overlap(&other.range, &range)) {
+            sweep.spoiled = true;
+        }
+        self.dirty.mark(range);
+    }
+
+    fn enter(&mut self, range: Range<u64>) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        self.in_flight.push(InFlight { number, range, spoiled: false });
+        number
+    }
+
+    fn is_blocked(&self, number: u64, range: &Range<u64>) -> bool {
+        self.in_flight.iter().any(|other| other.number < number && overlap(&other.range, range))
+    }
+
+    fn leave(&mut self, number: u64) -> InFlight {
+        let at = self.in_flight.iter().position(|other| other.number == number);
+        self.in_flight.swap_remove(at.expect("a ticket is ended once"))
+    }
+}
+
+struct Volume {
+    state: Mutex<VolumeState>,
+    released: Condvar,
+}
+
+/// What one epoch changed in all volumes.
+#[derive(Debug)]
+pub(crate) struct EpochChanges {
+    pub(crate) epoch: Epoch,
+    pub(crate) volumes: Vec<ExtentMap>,
+    /// Bytes that the guest wrote, those written twice counted twice.
+    pub(crate) written_bytes: u64,
+    /// Whether nothing was dirty: the state at the end of the epoch is known in full.
+    pub(crate) complete: bool,
+}
+
+impl EpochChanges {
+    pub(crate) fn payload_bytes(&self) -> u64 {
+        self.volumes.iter().map(ExtentMap::payload_bytes).sum()
+    }
+}
+
+/// The open epoch of a group. Shared by all of its taps.
+pub struct Capture {
+    volumes: Vec<Volume>,
+    budget_bytes: u64,
+    held_bytes: AtomicU64,
+    dropped_bytes: AtomicU64,
+}
+
+impl Capture {
+    /// Begins with `epoch` open and nothing dirty, for volumes of these sizes in bytes. `budget_bytes` limits the payload
+    /// held by the open epoch and by epochs that are not sealed yet.
+    pub fn new(sizes_bytes: &[u64], epoch: Epoch, budget_bytes: u64) -> Self {
+        let volume = |&size_bytes: &u64| Volume {
+            state: Mutex::new(VolumeState {
+                epoch,
+                map: ExtentMap::default(),
+                dirty: DirtyMap::new(size_bytes),
+                in_flight: Vec::new(),
+                next_number: 0,
+                waiting: 0,
+                written_bytes: 0,
+            }),
+            released: Condvar::new(),
+        };
+        Capture {
+            volumes: sizes_bytes.iter().map(volume).collect(),
+            budget_bytes,
+            held_bytes: AtomicU64::new(0),
+            dropped_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Takes in a write on its arrival and returns when it may touch the leg. `payload_is_dear` says that the payload pins
+    /// more memory than its length, so that a copy is kept instead.
+    pub fn begin(&self, volume: usize, offset: u64, change: Change, payload_is_dear: bool) -> WriteTicket {
+        let length = change.length();
+        let range = offset..offset + length;
+        let mut state = self.lock(volume);
+        state.written_bytes += length;
+        match change {
+            Change::Data(_) if self.is_full(length) => {
+                self.dropped_bytes.fetch_add(length, Ordering::Relaxed);
+                self.forget(&mut state, range.clone());
+            }
+            Change::Data(payload) => {
+                let payload = if payload_is_dear { Payload::from_vec(payload.to_vec()) } else { payload };
+                self.record(&mut state, |map| map.insert(offset, length, Source::Data { payload, start: 0 }));
+            }
+            Change::Zero(_) => self.record(&mut state, |map| map.insert(offset, length, Source::Zero)),
+        }
+        let number = state.enter(range.clone());
+        drop(self.wait_for_turn(volume, state, number, &range));
+        WriteTicket { volume, number }
+    }
+
+    /// Ends a write. If the leg failed, its regions are dirty: what they hold now has to be read again.
+    pub fn end(&self, ticket: WriteTicket, succeeded: bool) {
+        let mut state = self.lock(ticket.volume);
+        let write = state.leave(ticket.number);
+        if !succeeded {
+            self.forget(&mut state, write.range);
+        }
+        self.release(ticket.volume, &state);
+    }
+
+    /// Ends the open epoch, in all volumes at one instant.
+    pub(crate) fn cut(&self) -> EpochChanges {
+        let mut states = self.lock_all();
+        let epoch = states[0].epoch;
+        let complete = states.iter().all(|state| state.dirty.is_empty());
+        let mut changes = EpochChanges { epoch, volumes: Vec::new(), written_bytes: 0, complete };
+        for state in &mut states {
+            changes.volumes.push(std::mem::take(&mut state.map));
+            changes.written_bytes += std::mem::take(&mut state.written_bytes);
+            state.epoch = epoch.next();
+        }
+        changes
+    }
+
+    /// Makes the open epoch at least `epoch`; used when a timeline goes on from a place that others reached.
+    pub(crate) fn raise_epoch(&self, epoch: Epoch) {
+        for state in &mut self.lock_all() {
+            state.epoch = state.epoch.max(epoch);
+        }
+    }
+
+    /// The epoch that takes in writes now.
+    pub(crate) fn open_epoch(&self) -> Epoch {
+        self.lock(0).epoch
+    }
+
+    /// Gives back the memory of changes that are sealed or dropped.
+    pub(crate) fn release_memory(&self, payload_bytes: u64) {
+        self.held_bytes.fetch_sub(payload_bytes, Ordering::Relaxed);
+    }
+
+    /// Marks ranges whose captured changes were lost.
+    pub(crate) fn mark_dirty(&self, volume: usize, ranges: impl Iterator<Item = Range<u64>>) {
+        let mut state = self.lock(volume);
+        ranges.for_each(|range| state.mark_dirty(range));
+    }
+
+    /// Marks a whole volume.
+    pub(crate) fn mark_all_dirty(&self, volume: usize) {
+        let mut state = self.lock(volume);
+        state.in_flight.iter_mut().for_each(|other| other.spoiled = true);
+        state.dirty.mark_all();
+    }
+
+    /// Whether the open epoch has changes.
+    pub(crate) fn has_changes(&self) -> bool {
+        (0..self.volumes.len()).any(|volume| !self.lock(volume).map.is_empty())
+    }
+
+    /// Payload in the open epoch, in bytes.
+    pub(crate) fn open_bytes(&self) -> u64 {
+        (0..self.volumes.len()).map(|volume| self.lock(volume).map.payload_bytes()).sum()
+    }
+
+    /// Size of all dirty regions, in bytes.
+    pub(crate) fn dirty_bytes(&self) -> u64 {
+        (0..self.volumes.len()).map(|volume| self.lock(volume).dirty.bytes()).sum()
+    }
+
+    /// Payload held in memory, in bytes.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.held_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Payload dropped for want of memory since the start, in bytes.
+    pub(crate) fn dropped_bytes(&self) -> u64 {
+        self.dropped_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Begins to sweep the next dirty run at or behind `from`. Returns when no write in flight overlaps it; from then on
+    /// overlapping writes wait, so the caller reads and ends the sweep at once.
+    pub(crate) fn begin_sweep(&self, volume: usize, from: u64, limit_bytes: u64) -> Option<SweepTicket> {
+        let mut state = self.lock(volume);
+        let range = state.dirty.next_run(from, limit_bytes)?;
+        let number = state.enter(range.clone());
+        let state = self.wait_for_turn(volume, state, number, &range);
+        Some(SweepTicket { volume, range, number, epoch: state.epoch })
+    }
+
+    /// Ends a sweep with what was read, as adjoining pieces; `None` if the leg could not be read. Returns whether the range is
+    /// clean now.
+    pub(crate) fn end_sweep(&self, ticket: SweepTicket, read: Option<Vec<Change>>) -> bool {
+        let mut state = self.lock(ticket.volume);
+        let sweep = state.leave(ticket.number);
+        let pieces = read.filter(|_| !sweep.spoiled && state.epoch == ticket.epoch);
+        let clean = pieces.is_some();
+        if let Some(pieces) = pieces {
+            let mut offset = ticket.range.start;
+            for piece in pieces {
+                let length = piece.length();
+                let source = match piece {
+                    Change::Data(payload) => Source::Data { payload, start: 0 },
+                    Change::Zero(_) => Source::Zero,
+                };
+                self.record(&mut state, |map| map.fill_gaps(offset, length, &source));
+                offset += length;
+            }
+            state.dirty.clear(ticket.range);
+        }
+        self.release(ticket.volume, &state);
+        clean
+    }
+
+    /// Whether a sweep would take memory that writes may need.
+    pub(crate) fn sweep_must_wait(&self) -> bool {
+        self.held_bytes() > self.budget_bytes / 2
+    }
+
+    fn record(&self, state: &mut VolumeState, change: impl FnOnce(&mut ExtentMap)) {
+        let before = state.map.payload_bytes();
+        change(&mut state.map);
+        let after = state.map.payload_bytes();
+        if after >= before {
+            self.held_bytes.fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            self.held_bytes.fetch_sub(before - after, Ordering::Relaxed);
+        }
+    }
+
+    /// Leaves a range to a sweep. What the epoch holds of it is older than the leg, or was never there, and must not cover what
+    /// the sweep reads.
+    fn forget(&self, state: &mut VolumeState, range: Range<u64>) {
+        self.record(state, |map| map.remove(range.start, range.end - range.start));
+        state.mark_dirty(range);
+    }
+
+    fn is_full(&self, length: u64) -> bool {
+        self.held_bytes() + length > self.budget_bytes
+    }
+
+    fn wait_for_turn<'a>(
+        &'a self,
+        volume: usize,
+        mut state: MutexGuard<'a, VolumeState>,
+        number: u64,
+        range: &Range<u64>,
+    ) -> MutexGuard<'a, VolumeState> {
+        while state.is_blocked(number, range) {
+            state.waiting += 1;
+            state = self.volumes[volume].released.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
+        }
+        state
+    }
+
+    fn release(&self, volume: usize, state: &VolumeState) {
+        if state.waiting > 0 {
+            self.volumes[volume].released.notify_all();
+        }
+    }
+
+    fn lock(&self, volume: usize) -> MutexGuard<'_, VolumeState> {
+        self.volumes[volume].state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every volume's lock, taken in the order of the volumes so that two callers cannot wait for each other.
+    fn lock_all(&self) -> Vec<MutexGuard<'_, VolumeState>> {
+        (0..self.volumes.len()).map(|volume| self.lock(volume)).collect()
+    }
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,460 @@
+//! A consistency group on the protected site: its capture, its journal, and the way from a cut to a sealed segment.
+
+mod resync;
+mod shipping;
+mod status;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use journal_format::definition::GroupDefinition;
+use journal_format::segment::{BuildOptions, PointKind, PointRecord, VolumeKind, VolumeRecord};
+use journal_format::{BookmarkName, Epoch, GroupName, Hash, PointId, Position, Timestamp, VolumeName};
+use journal_nbd::Arena;
+use tracing::{error, info, warn};
+
+pub use self::resync::SweepStep;
+pub use self::shipping::SiteHead;
+pub use self::status::GroupStatus;
+pub use crate::chain::StoredSegment;
+
+use crate::capture::{Capture, Change, EpochChanges};
+use crate::chain::{Chain, CleanRecord, KnownVolume, Opened, segment_name, write_segment};
+use crate::clock::Clock;
+use crate::error::JournalError;
+use crate::leg::Leg;
+use crate::seal::{SealRequest, seal};
+use crate::storage::Storage;
+
+/// Payload pinned beyond what is held, at which small payloads are copied, in bytes.
+const PINNED_SLACK_BYTES: u64 = 64 << 20;
+/// Payloads up to this size are cheap to copy, in bytes.
+const SMALL_PAYLOAD_BYTES: usize = 64 << 10;
+
+/// A volume of a group.
+pub struct VolumeSettings {
+    /// Its name.
+    pub name: VolumeName,
+    /// What it holds.
+    pub kind: VolumeKind,
+    /// Its leg on this host.
+    pub leg: Arc<dyn Leg>,
+    /// Whether a leg of another size than the journal knows is accepted.
+    pub accept_resize: bool,
+}
+
+/// How a group is protected.
+pub struct GroupSettings {
+    /// Its name.
+    pub name: GroupName,
+    /// Its volumes.
+    pub volumes: Vec<VolumeSettings>,
+    /// The VMs that use the volumes, if they are known.
+    pub definition: Option<GroupDefinition>,
+    /// Limit of the payload held in memory, in bytes.
+    pub memory_budget_bytes: u64,
+    /// Limit of the sealed segments on disk, in bytes.
+    pub journal_limit_bytes: u64,
+    /// How segments are made.
+    pub build: BuildOptions,
+}
+
+/// What a cut is for.
+#[derive(Clone, Debug, Default)]
+pub struct CutRequest {
+    /// Name for the point.
+    pub bookmark: Option<BookmarkName>,
+}
+
+/// What became of a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SealedCut {
+    /// Id that the point has, if it is one.
+    pub point: PointId,
+    /// Position of the segment that carries it.
+    pub position: Position,
+    /// When it was cut.
+    pub time: Timestamp,
+    /// Whether the cut is a point: false while a resync is under way.
+    pub is_point: bool,
+}
+
+/// Answered when a cut is sealed and durable in the journal.
+pub type CutTicket = mpsc::Receiver<Result<SealedCut, JournalError>>;
+
+struct QueuedCut {
+    changes: EpochChanges,
+    time: Timestamp,
+    bookmark: Option<BookmarkName>,
+    answer: mpsc::Sender<Result<SealedCut, JournalError>>,
+}
+
+/// What the sealing of one cut hands to the next.
+#[derive(Default)]
+struct SealState {
+    /// Cuts of earlier epochs may lack changes that were lost after they were taken.
+    tainted_before: Epoch,
+    definition_sent: bool,
+    written_since_point: u64,
+}
+
+/// Wakes the group's threads. A raise between `seen` and `wait` is not missed.
+#[derive(Default)]
+pub(crate) struct Signal {
+    count: Mutex<u64>,
+    raised: Condvar,
+}
+
+impl Signal {
+    pub(crate) fn raise(&self) {
+        *self.lock() += 1;
+        self.raised.notify_all();
+    }
+
+    pub(crate) fn seen(&self) -> u64 {
+        *self.lock()
+    }
+
+    pub(crate) fn wait(&self, seen: u64) {
+        let count = self.lock();
+        drop(self.raised.wait_while(count, |count| *count == seen).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, u64> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A consistency group. Shared by its taps, its threads and whoever ships its segments.
+pub struct Group {
+    name: GroupName,
+    volumes: Vec<VolumeRecord>,
+    legs: Vec<Arc<dyn Leg>>,
+    capture: Capture,
+    chain: Mutex<Chain>,
+    /// Held while a cut is sealed, which may take seconds: nothing that must be quick waits for it.
+    sealing: Mutex<SealState>,
+    last_point: Mutex<Option<SealedCut>>,
+    lost_cuts: AtomicU64,
+    queue: Mutex<VecDeque<QueuedCut>>,
+    last_cut_ns: Mutex<Timestamp>,
+    sweep_cursor: Mutex<resync::Cursor>,
+    definition: Option<GroupDefinition>,
+    build: BuildOptions,
+    clock: Arc<dyn Clock>,
+    arena: Arena,
+    signal: Signal,
+    observer: Box<dyn Fn() + Send + Sync>,
+    resync_total_bytes: AtomicU64,
+}
+
+impl Group {
+    /// Opens a group with its journal in `storage`. `arena` is the memory of the payloads that its taps are given. `observer` is
+    /// called when something new may be shipped.
+    ///
+    /// # Errors
+    /// [`JournalError`] if a leg has changed its size, or the journal is not this group's or cannot be used.
+    pub fn open(
+        settings: GroupSettings,
+        storage: Arc<dyn Storage>,
+        clock: Arc<dyn Clock>,
+        arena: Arena,
+        observer: Box<dyn Fn() + Send + Sync>,
+    ) -> Result<Arc<Group>, JournalError> {
+        let opened = Chain::open(settings.name.clone(), storage, settings.journal_limit_bytes)?;
+        check_sizes(&settings.volumes, &opened.known)?;
+        let volumes: Vec<VolumeRecord> = settings
+            .volumes
+            .iter()
+            .map(|volume| VolumeRecord {
+                name: volume.name.clone(),
+                kind: volume.kind,
+                size_bytes: volume.leg.size_bytes(),
+            })
+            .collect();
+        let sizes: Vec<u64> = volumes.iter().map(|volume| volume.size_bytes).collect();
+        let capture = Capture::new(&sizes, opened.chain.next_epoch(), settings.memory_budget_bytes);
+        let legs: Vec<Arc<dyn Leg>> = settings.volumes.into_iter().map(|volume| volume.leg).collect();
+        mark_untracked(&capture, &volumes, &legs, &opened);
+        let chain = opened.chain;
+        chain.save_state(known_volumes(&volumes), None)?;
+        let dirty_bytes = capture.dirty_bytes();
+        info!(group = %settings.name, dirty_bytes, head = ?chain.head(), "group opened");
+        Ok(Arc::new(Group {
+            name: settings.name,
+            volumes,
+            legs,
+            capture,
+            chain: Mutex::new(chain),
+            sealing: Mutex::default(),
+            last_point: Mutex::default(),
+            lost_cuts: AtomicU64::new(0),
+            queue: Mutex::default(),
+            last_cut_ns: Mutex::default(),
+            sweep_cursor: Mutex::default(),
+            definition: settings.definition,
+            build: settings.build,
+            clock,
+            arena,
+            signal: Signal::default(),
+            observer,
+            resync_total_bytes: AtomicU64::new(dirty_bytes),
+        }))
+    }
+
+    /// The group's name.
+    pub fn name(&self) -> &GroupName {
+        &self.name
+    }
+
+    /// Names, kinds and sizes of the volumes.
+    pub fn volumes(&self) -> &[VolumeRecord] {
+        &self.volumes
+    }
+
+    pub(crate) fn volume_name(&self, volume: usize) -> &VolumeName {
+        &self.volumes[volume].name
+    }
+
+    pub(crate) fn leg(&self, volume: usize) -> Arc<dyn Leg> {
+        self.legs[volume].clone()
+    }
+
+    pub(crate) fn capture(&self) -> &Capture {
+        &self.capture
+    }
+
+    pub(crate) fn signal(&self) -> &Signal {
+        &self.signal
+    }
+
+    /// Whether to keep a copy of a payload instead of the buffer that it lies in. Small payloads pin the chunk that they were
+    /// received into; a block that is rewritten all the time would pin one chunk after the other.
+    pub(crate) fn payload_is_dear(&self, change: &Change) -> bool {
+        let Change::Data(payload) = change else { return false };
+        let pinned_bytes = || self.arena.stats().chunk_bytes as u64;
+        payload.len() <= SMALL_PAYLOAD_BYTES
+            && pinned_bytes() > PINNED_SLACK_BYTES + 2 * self.capture.held_bytes()
+    }
+
+    /// Whether a cut now would carry anything that the last one did not.
+    pub fn wants_cut(&self) -> bool {
+        self.capture.has_changes() || self.owes_point()
+    }
+
+    /// Payload in the open epoch, in bytes.
+    pub fn open_bytes(&self) -> u64 {
+        self.capture.open_bytes()
+    }
+
+    /// Whether the state is complete now and no point says so yet: after a resync of which nothing was left to send.
+    fn owes_point(&self) -> bool {
+        let queue_empty = self.lock(&self.queue).is_empty();
+        queue_empty && self.capture.dirty_bytes() == 0 && self.lock(&self.last_point).is_none()
+    }
+
+    /// Ends the open epoch in all volumes at one instant. The answer comes when the epoch is sealed and durable.
+    pub fn cut(&self, request: CutRequest) -> CutTicket {
+        let (answer, ticket) = mpsc::channel();
+        // The queue is locked before the epoch ends, so that epochs are queued in their order.
+        let mut queue = self.lock(&self.queue);
+        let changes = self.capture.cut();
+        let time = self.next_cut_time();
+        queue.push_back(QueuedCut { changes, time, bookmark: request.bookmark, answer });
+        drop(queue);
+        self.signal.raise();
+        ticket
+    }
+
+    /// Cut times never go back, whatever the clock does.
+    fn next_cut_time(&self) -> Timestamp {
+        let mut last = self.lock(&self.last_cut_ns);
+        *last = self.clock.now().max(Timestamp(last.0 + 1));
+        *last
+    }
+
+    /// Seals the oldest cut that waits. Returns whether there was one.
+    pub fn seal_next(&self) -> bool {
+        let mut state = self.lock(&self.sealing);
+        let Some(cut) = self.lock(&self.queue).pop_front() else { return false };
+        let payload_bytes = cut.changes.payload_bytes();
+        let result = self.seal_cut(&mut state, &cut);
+        if let Err(lost) = &result {
+            self.abandon(&mut state, &cut.changes, lost);
+        }
+        drop(state);
+        let answer = cut.answer.clone();
+        drop(cut);
+        self.capture.release_memory(payload_bytes);
+        self.signal.raise();
+        (self.observer)();
+        // Nobody waits for the cuts that the schedule makes.
+        let _ = answer.send(result);
+        true
+    }
+
+    fn seal_cut(&self, state: &mut SealState, cut: &QueuedCut) -> Result<SealedCut, JournalError> {
+        let epoch = cut.changes.epoch;
+        let (next, generation, first_epoch, storage) = {
+            let chain = self.lock(&self.chain);
+            (chain.next(), chain.generation(), chain.next_epoch(), chain.storage())
+        };
+        if epoch < first_epoch {
+            return Err(self.cut_lost("the recovery site is ahead of it"));
+        }
+        let is_point = cut.changes.complete && epoch >= state.tainted_before;
+        state.written_since_point += cut.changes.written_bytes;
+        let point = is_point.then(|| PointRecord {
+            epoch,
+            time: cut.time,
+            kind: PointKind::Crash,
+            bookmark: cut.bookmark.clone(),
+            definition: self.definition.as_ref().map_or(Hash::ZERO, GroupDefinition::hash),
+            written_bytes: state.written_since_point,
+        });
+        let request = SealRequest {
+            group: &self.name,
+            generation,
+            first_epoch,
+            last_epoch: epoch,
+            sealed_at: self.clock.now(),
+            volumes: &self.volumes,
+            point,
+            definition: self.definition.as_ref().filter(|_| !state.definition_sent),
+            options: self.build,
+        };
+        let mut position = None;
+        seal(&request, &cut.changes, next, |segment| {
+            self.lock(&self.chain).check_room(segment.bytes.len() as u64)?;
+            let stored = write_segment(&self.name, &*storage, &segment)?;
+            self.register(stored)?;
+            position = Some(stored.position);
+            Ok(())
+        })?;
+        state.definition_sent = true;
+        let position = position.expect("an epoch is sealed into at least one segment");
+        let sealed = SealedCut { point: PointId { generation, epoch }, position, time: cut.time, is_point };
+        if is_point {
+            state.written_since_point = 0;
+            *self.lock(&self.last_point) = Some(sealed);
+        }
+        Ok(sealed)
+    }
+
+    /// Takes a written segment into the chain, unless the chain was rebased while it was being written.
+    fn register(&self, stored: StoredSegment) -> Result<(), JournalError> {
+        let mut chain = self.lock(&self.chain);
+        if chain.next() == (stored.position.sequence, stored.parent) {
+            chain.register(stored);
+            return Ok(());
+        }
+        if let Err(error) = chain.storage().remove(&segment_name(stored.position.sequence)) {
+            warn!(group = %self.name, %error, "a segment of the old timeline could not be removed");
+        }
+        Err(self.cut_lost("the timeline was changed by the recovery site"))
+    }
+
+    /// Gives up the changes of an epoch: their regions are dirty, and no cut taken so far is a point.
+    fn abandon(&self, state: &mut SealState, changes: &EpochChanges, lost: &JournalError) {
+        for (volume, map) in changes.volumes.iter().enumerate() {
+            let ranges = map.ranges().map(|range| range.offset..range.offset + range.length);
+            self.capture.mark_dirty(volume, ranges);
+        }
+        self.taint(state);
+        self.lost_cuts.fetch_add(1, Ordering::Relaxed);
+        self.note_resync();
+        error!(group = %self.name, epoch = %changes.epoch, error = %ErrorChain(lost), "epoch dropped from the journal; a resync follows");
+    }
+
+    /// Says that no cut taken so far is a point. Called after regions were marked dirty.
+    fn taint(&self, state: &mut SealState) {
+        state.tainted_before = self.capture.open_epoch();
+        *self.lock(&self.last_point) = None;
+    }
+
+    fn note_resync(&self) {
+        self.resync_total_bytes.fetch_max(self.capture.dirty_bytes(), Ordering::Relaxed);
+    }
+
+    fn cut_lost(&self, reason: &str) -> JournalError {
+        JournalError::CutLost { group: self.name.clone(), reason: reason.to_owned() }
+    }
+
+    /// Ends in order: seals what is captured and, if nothing is dirty, notes that the next start needs no resync. The taps are
+    /// closed and the workers stopped before.
+    ///
+    /// # Errors
+    /// [`JournalError`]; the next start then begins with a resync.
+    pub fn close(&self) -> Result<(), JournalError> {
+        if self.wants_cut() {
+            drop(self.cut(CutRequest::default()));
+        }
+        while self.seal_next() {}
+        if self.capture.dirty_bytes() > 0 {
+            return Ok(());
+        }
+        for (leg, volume) in self.legs.iter().zip(&self.volumes) {
+            leg.flush().map_err(|errno| JournalError::Leg {
+                volume: volume.name.clone(),
+                path: "the leg".to_owned(),
+                source: std::io::Error::other(errno.to_string()),
+            })?;
+        }
+        let chain = self.lock(&self.chain);
+        let legs = self.legs.iter().map(|leg| leg.stamp()).collect();
+        chain.save_state(known_volumes(&self.volumes), Some(CleanRecord { head: chain.head(), legs }))
+    }
+
+    fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Prints an error with its causes.
+struct ErrorChain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for ErrorChain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let causes = std::iter::successors(self.0.source(), |error| error.source());
+        causes.into_iter().try_for_each(|cause| write!(f, ": {cause}"))
+    }
+}
+
+fn known_volumes(volumes: &[VolumeRecord]) -> Vec<KnownVolume> {
+    let known =
+        |volume: &VolumeRecord| KnownVolume { name: volume.name.clone(), size_bytes: volume.size_bytes };
+    volumes.iter().map(known).collect()
+}
+
+fn check_sizes(volumes: &[VolumeSettings], known: &[KnownVolume]) -> Result<(), JournalError> {
+    for volume in volumes.iter().filter(|volume| !volume.accept_resize) {
+        let actual = volume.leg.size_bytes();
+        let before = known.iter().find(|known| known.name == volume.name);
+        if let Some(before) = before.filter(|before| before.size_bytes != actual) {
+            let expected = before.size_bytes;
+            return Err(JournalError::LegSize { volume: volume.name.clone(), expected, actual });
+        }
+    }
+    Ok(())
+}
+
+/// Marks what nobody can vouch for: the decision table of `FORMAT.md`.
+fn mark_untracked(capture: &Capture, volumes: &[VolumeRecord], legs: &[Arc<dyn Leg>], opened: &Opened) {
+    let same_volumes = opened.known == known_volumes(volumes);
+    let trusted = |volume: usize| {
+        let noted = opened.clean.as_ref()?.legs.get(volume)?.as_ref()?;
+        (same_volumes && legs[volume].stamp().as_ref() == Some(noted)).then_some(())
+    };
+    for volume in (0..volumes.len()).filter(|&volume| trusted(volume).is_none()) {
+        capture.mark_all_dirty(volume);
+    }
+    for name in &opened.damaged {
+        error!(group = %opened.chain.group(), segment = %name, "damaged segment set aside; a resync replaces it");
+    }
+}
+
+#[cfg(test)]
+mod tests;

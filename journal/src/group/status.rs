@@ -1,0 +1,77 @@
+//! What a group says of itself.
+
+use std::sync::atomic::Ordering;
+
+use journal_format::{Epoch, Position};
+use serde::Serialize;
+
+use super::{Group, SealedCut};
+
+/// State of a group on the protected site.
+#[derive(Clone, Debug)]
+pub struct GroupStatus {
+    /// The epoch that takes in writes now.
+    pub open_epoch: Epoch,
+    /// Newest position that is sealed.
+    pub head: Option<Position>,
+    /// Newest position that a receipt covers, since the start.
+    pub acknowledged: Option<Position>,
+    /// Newest cut that was sealed as a point, since the start.
+    pub last_point: Option<SealedCut>,
+    /// Counters.
+    pub counters: Counters,
+}
+
+/// Numbers of a group.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Counters {
+    /// Regions that a resync has still to read, in bytes.
+    pub dirty_bytes: u64,
+    /// What the resync under way began with, in bytes; 0 if none is.
+    pub resync_total_bytes: u64,
+    /// Payload held in memory, in bytes.
+    pub held_bytes: u64,
+    /// Sealed segments that no receipt covers.
+    pub backlog_segments: u64,
+    /// Their size in bytes.
+    pub backlog_bytes: u64,
+    /// Size of the journal on disk in bytes.
+    pub journal_bytes: u64,
+    /// Its limit in bytes.
+    pub journal_limit_bytes: u64,
+    /// Payload dropped for want of memory since the start, in bytes.
+    pub dropped_bytes: u64,
+    /// Cuts dropped for want of journal space since the start.
+    pub lost_cuts: u64,
+}
+
+impl Group {
+    /// The group's state now.
+    pub fn status(&self) -> GroupStatus {
+        let last_point = *self.lock(&self.last_point);
+        let chain = self.lock(&self.chain);
+        let (backlog_segments, backlog_bytes) = chain.backlog();
+        let dirty_bytes = self.capture.dirty_bytes();
+        let resync_total_bytes = match dirty_bytes {
+            0 => 0,
+            _ => self.resync_total_bytes.load(Ordering::Relaxed).max(dirty_bytes),
+        };
+        GroupStatus {
+            open_epoch: self.capture.open_epoch(),
+            head: chain.head(),
+            acknowledged: chain.acknowledged(),
+            last_point,
+            counters: Counters {
+                dirty_bytes,
+                resync_total_bytes,
+                held_bytes: self.capture.held_bytes(),
+                backlog_segments,
+                backlog_bytes,
+                journal_bytes: chain.bytes(),
+                journal_limit_bytes: chain.limit_bytes(),
+                dropped_bytes: self.capture.dropped_bytes(),
+                lost_cuts: self.lost_cuts.load(Ordering::Relaxed),
+            },
+        }
+    }
+}

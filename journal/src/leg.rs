@@ -1,0 +1,170 @@
+//! Legs: one host's copy of a volume.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use journal_nbd::{Errno, FileDisk, StatusExtent, ZeroMode};
+use serde::{Deserialize, Serialize};
+
+/// What tells whether a leg was changed while nobody watched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LegStamp {
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Time of the last change in nanoseconds since 1970.
+    pub modified_ns: i64,
+    /// Device and inode number.
+    pub identity: (u64, u64),
+}
+
+/// The disk under a tap. Called from several threads at once.
+pub trait Leg: Send + Sync + 'static {
+    /// Size in bytes, a multiple of 512.
+    fn size_bytes(&self) -> u64;
+    /// Reads if that does not wait for a disk; `Ok(false)` if it would.
+    ///
+    /// # Errors
+    /// What the medium answers.
+    fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, Errno>;
+    /// Reads.
+    ///
+    /// # Errors
+    /// What the medium answers.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Errno>;
+    /// Writes; survives the end of this process when it returns.
+    ///
+    /// # Errors
+    /// What the medium answers.
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Errno>;
+    /// Makes a range zero.
+    ///
+    /// # Errors
+    /// What the medium answers.
+    fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), Errno>;
+    /// Makes all finished writes durable.
+    ///
+    /// # Errors
+    /// What the medium answers.
+    fn flush(&self) -> Result<(), Errno>;
+    /// Says which parts of a range are known to be zero.
+    ///
+    /// # Errors
+    /// What the medium answers.
+    fn block_status(&self, offset: u64, length: u64, extents: &mut Vec<StatusExtent>) -> Result<(), Errno>;
+    /// What a later start compares to see whether the leg was changed in between; `None` if the medium cannot tell.
+    fn stamp(&self) -> Option<LegStamp>;
+}
+
+/// A raw file or a block device.
+pub struct FileLeg {
+    disk: FileDisk,
+}
+
+impl FileLeg {
+    /// Opens a leg for reading and writing.
+    ///
+    /// # Errors
+    /// If it is missing, not a file or block device, not writable, or of a size that is not a multiple of 512.
+    pub fn open(path: &Path) -> io::Result<FileLeg> {
+        FileDisk::open(path, false).map(|disk| FileLeg { disk }).map_err(io::Error::other)
+    }
+}
+
+impl Leg for FileLeg {
+    fn size_bytes(&self) -> u64 {
+        self.disk.size_bytes()
+    }
+
+    fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, Errno> {
+        self.disk.try_read(offset, buffer)
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+        self.disk.read(offset, buffer)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        self.disk.write(offset, data)
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), Errno> {
+        self.disk.write_zeroes(offset, length, mode)
+    }
+
+    fn flush(&self) -> Result<(), Errno> {
+        self.disk.flush()
+    }
+
+    fn block_status(&self, offset: u64, length: u64, extents: &mut Vec<StatusExtent>) -> Result<(), Errno> {
+        self.disk.block_status(offset, length, extents)
+    }
+
+    fn stamp(&self) -> Option<LegStamp> {
+        let stat = rustix::fs::fstat(self.disk.file()).ok()?;
+        // A block device's times do not follow its content.
+        let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
+        let modified_ns = stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec as i64;
+        let identity = (stat.st_dev, stat.st_ino);
+        is_file.then(|| LegStamp { size_bytes: self.size_bytes(), modified_ns, identity })
+    }
+}
+
+/// A disk in memory, for simulations.
+pub struct MemoryLeg {
+    bytes: Mutex<Vec<u8>>,
+}
+
+impl MemoryLeg {
+    /// A disk with this content.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        MemoryLeg { bytes: Mutex::new(bytes) }
+    }
+
+    /// Its content now.
+    pub fn content(&self) -> Vec<u8> {
+        self.with(|bytes| bytes.clone())
+    }
+
+    fn with<T>(&self, action: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        action(&mut self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Leg for MemoryLeg {
+    fn size_bytes(&self) -> u64 {
+        self.with(|bytes| bytes.len() as u64)
+    }
+
+    fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, Errno> {
+        self.read(offset, buffer).map(|()| true)
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+        self.with(|bytes| buffer.copy_from_slice(&bytes[offset as usize..][..buffer.len()]));
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        self.with(|bytes| bytes[offset as usize..][..data.len()].copy_from_slice(data));
+        Ok(())
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, _mode: ZeroMode) -> Result<(), Errno> {
+        self.with(|bytes| bytes[offset as usize..][..length as usize].fill(0));
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn block_status(&self, _offset: u64, length: u64, extents: &mut Vec<StatusExtent>) -> Result<(), Errno> {
+        extents.push(StatusExtent { length, hole: false, zero: false });
+        Ok(())
+    }
+
+    fn stamp(&self) -> Option<LegStamp> {
+        None
+    }
+}

@@ -1,0 +1,80 @@
+//! The tap: the NBD export in front of a leg.
+
+use std::sync::Arc;
+
+use journal_nbd::{Errno, Export, Payload, StatusExtent, ZeroMode};
+
+use crate::capture::Change;
+use crate::group::Group;
+use crate::leg::Leg;
+
+/// One volume of a group, as the VM opens it.
+pub struct TapVolume {
+    group: Arc<Group>,
+    volume: usize,
+    leg: Arc<dyn Leg>,
+}
+
+impl TapVolume {
+    /// The tap of the group's volume number `volume`.
+    pub fn new(group: Arc<Group>, volume: usize) -> Self {
+        let leg = group.leg(volume);
+        TapVolume { group, volume, leg }
+    }
+
+    fn apply(
+        &self,
+        offset: u64,
+        change: Change,
+        action: impl FnOnce(&dyn Leg) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let dear = self.group.payload_is_dear(&change);
+        let ticket = self.group.capture().begin(self.volume, offset, change, dear);
+        let result = action(&*self.leg);
+        self.group.capture().end(ticket, result.is_ok());
+        result
+    }
+}
+
+impl Export for TapVolume {
+    fn size_bytes(&self) -> u64 {
+        self.leg.size_bytes()
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn description(&self) -> String {
+        format!("tap of volume {} of group {}", self.group.volume_name(self.volume), self.group.name())
+    }
+
+    fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, Errno> {
+        self.leg.try_read(offset, buffer)
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+        self.leg.read(offset, buffer)
+    }
+
+    fn write(&self, offset: u64, payload: Payload) -> Result<(), Errno> {
+        self.apply(offset, Change::Data(payload.clone()), |leg| leg.write(offset, &payload))
+    }
+
+    fn flush(&self) -> Result<(), Errno> {
+        self.leg.flush()
+    }
+
+    /// The protocol leaves open what a trimmed range reads as; here it is zero, so that both sites hold the same.
+    fn trim(&self, offset: u64, length: u64) -> Result<(), Errno> {
+        self.write_zeroes(offset, length, ZeroMode::MayPunch)
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), Errno> {
+        self.apply(offset, Change::Zero(length), |leg| leg.write_zeroes(offset, length, mode))
+    }
+
+    fn block_status(&self, offset: u64, length: u64, extents: &mut Vec<StatusExtent>) -> Result<(), Errno> {
+        self.leg.block_status(offset, length, extents)
+    }
+}
