@@ -1,0 +1,29 @@
+//! Ships sealed segments from a protected site to a recovery site over QUIC, and brings signed receipts back.
+//!
+//! `PROTOCOL.md` is the definition; begin there. [`Outbox`] and [`Inbox`] are what the two sides implement, [`SourceLink`]
+//! and [`SiteServer`] are what they start. Who may speak to whom is decided by [`identity`] and [`enrolment`].
+//!
+//! This crate does not know what a segment is: it moves opaque bytes with a [`SegmentDescriptor`]. It does not know the
+//! journal, the store or the catalog either. State changes are made by two machines without I/O (`session`); what is
+//! around them only fetches events and performs actions.
+
+pub mod enrolment;
+pub mod identity;
+mod link;
+pub mod names;
+mod quic;
+mod session;
+mod site;
+pub mod tls;
+mod traits;
+pub mod wire;
+
+pub use enrolment::{EnrolledPeer, Enrolment, EnrolmentError};
+pub use identity::{Fingerprint, Identity, IdentityError, PublicKey, Signature};
+pub use link::{LinkError, LinkOptions, SourceLink};
+pub use names::PeerName;
+pub use site::{PeerStatus, RefusedIdentity, SiteError, SiteOptions, SiteServer, SiteStatus};
+pub use traits::{Begin, Inbox, LinkState, Outbox, SegmentSink};
+pub use wire::{
+    Heartbeat, NewestCut, PROTOCOL_VERSION, Receipt, Refusal, RefusalKind, SEGMENT_BYTES_MAX, SegmentDescriptor,
+};

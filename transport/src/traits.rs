@@ -1,0 +1,132 @@
+//! What the two sides implement. All functions are synchronous; those that may block are called on blocking threads.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use journal_format::{GroupName, Position, Sequence, Timestamp};
+use tokio::sync::Notify;
+
+use crate::link::LinkError;
+use crate::names::PeerName;
+use crate::wire::{Heartbeat, Receipt, Refusal, SegmentDescriptor};
+
+/// What is to be shipped for one group; implemented over the journal by the source's daemon.
+///
+/// Apart from `group` and `wake`, every function is called on a blocking thread, one at a time for a group, `open`
+/// excepted, which several threads may call at once.
+pub trait Outbox: Send + Sync + 'static {
+    /// The group that is shipped.
+    fn group(&self) -> &GroupName;
+
+    /// Position of the newest sealed segment; none before the first.
+    fn head(&self) -> Option<Position>;
+
+    /// Sequence of the oldest segment that can still be sent; that of the next one to be sealed if there is none.
+    fn oldest(&self) -> Sequence;
+
+    /// The site told its head, after each connection. The implementer trims what it covers, or rebases on divergence, and
+    /// answers the sequence to send next.
+    ///
+    /// # Errors
+    /// A refusal ends the session of this group, which is begun anew after a pause.
+    fn site_head(&self, head: Option<Position>) -> Result<Sequence, Refusal>;
+
+    /// Segments from `from` on that are sealed now, oldest first and without gaps, at most `limit`.
+    fn pending(&self, from: Sequence, limit: usize) -> Vec<SegmentDescriptor>;
+
+    /// Opens a segment that `pending` named; its first byte is the segment's first. A segment that was trimmed meanwhile
+    /// is `NotFound`, which begins the session anew.
+    ///
+    /// # Errors
+    /// Whatever the journal's disk answers.
+    fn open(&self, sequence: Sequence) -> io::Result<File>;
+
+    /// Told by `notify_one` each time something new was sealed; must always be the same object.
+    fn wake(&self) -> &Notify;
+
+    /// A receipt whose signature was verified against the site's pinned key. Positions never go backwards within a
+    /// connection; the same one may come again. The first one after a connection repeats the head that `site_head` was told.
+    fn receipt(&self, receipt: &Receipt);
+
+    /// What the site should know now; asked every heartbeat interval.
+    fn heartbeat(&self) -> Heartbeat;
+
+    /// The site, or this side's own checks, refused the group or one of its segments. It is tried again after a pause,
+    /// beginning with `site_head`; [`RefusalKind::Diverged`](crate::RefusalKind::Diverged) and
+    /// [`RefusalKind::Corrupt`](crate::RefusalKind::Corrupt) need the implementer to change what it will answer then.
+    fn refused(&self, refusal: &Refusal);
+
+    /// The state of the link changed, for `status`.
+    fn link(&self, state: LinkState);
+}
+
+/// State of a group's link to its site.
+#[derive(Clone, Debug)]
+pub enum LinkState {
+    /// An attempt to connect is under way.
+    Connecting,
+    /// The site welcomed the group; segments flow.
+    Connected {
+        /// Address of the site.
+        address: SocketAddr,
+        /// The site's head when it welcomed the group.
+        site_head: Option<Position>,
+    },
+    /// The connection stands, but the site, or this side, refused the group; tried again after a pause.
+    Refused(Refusal),
+    /// There is no connection; another attempt follows.
+    Disconnected(Arc<LinkError>),
+    /// The link was shut down by this side.
+    Stopped,
+}
+
+/// Where the site puts what arrives; implemented by the store.
+///
+/// For one group there is at most one session at a time: `open_group`, then the other functions, then `closed`, which is
+/// called after every sink of the session has been committed or dropped. Within a session `begin` and the sinks are
+/// used by several threads at once.
+pub trait Inbox: Send + Sync + 'static {
+    /// An enrolled peer, entitled to the group, wants to send. Answers the position up to which everything is durable and
+    /// verified without gaps.
+    ///
+    /// # Errors
+    /// The refusal is sent to the peer; `closed` is not called.
+    fn open_group(&self, peer: &PeerName, group: &GroupName) -> Result<Option<Position>, Refusal>;
+
+    /// A segment is about to arrive. Segments may begin and end in another order than that of the chain.
+    ///
+    /// # Errors
+    /// The refusal is sent to the peer, which begins its session anew.
+    fn begin(&self, group: &GroupName, segment: &SegmentDescriptor) -> Result<Begin, Refusal>;
+
+    /// What the source said about itself. `received_at` is the site's time.
+    fn heartbeat(&self, group: &GroupName, heartbeat: &Heartbeat, received_at: Timestamp);
+
+    /// The session of this group ended: connection lost, enrolment removed, replaced by a newer one, or goodbye.
+    fn closed(&self, peer: &PeerName, group: &GroupName);
+}
+
+/// What is to be done with a segment that is offered.
+pub enum Begin {
+    /// It is here already (durable and verified). Carries the contiguous head, whose receipt is sent again.
+    Have(Option<Position>),
+    /// Its bytes go into this sink.
+    Receive(Box<dyn SegmentSink>),
+}
+
+/// Takes the bytes of one segment. Dropped without `commit` when the stream broke: what was written is then discarded.
+pub trait SegmentSink: Send {
+    /// Takes the next bytes, in order; at most `size_bytes` of the descriptor in all.
+    ///
+    /// # Errors
+    /// The refusal is sent to the peer and the sink is dropped.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Refusal>;
+
+    /// All bytes are here, exactly `size_bytes`: verifies, makes durable, and answers the contiguous head then.
+    ///
+    /// # Errors
+    /// The refusal is sent to the peer.
+    fn commit(self: Box<Self>) -> Result<Option<Position>, Refusal>;
+}
