@@ -212,3 +212,6 @@ pub fn with_tail(error: anyhow::Error, file: &Path) -> anyhow::Error {
     let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
     anyhow!("{error:#}\n{title}\n{tail}\n---")
 }
+
+#[cfg(test)]
+mod tests;
