@@ -5,7 +5,7 @@ mod shipping;
 mod status;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -146,13 +146,14 @@ pub struct Group {
     clock: Arc<dyn Clock>,
     arena: Arena,
     signal: Signal,
-    observer: Box<dyn Fn() + Send + Sync>,
+    observer: Box<dyn Fn(Option<SealedCut>) + Send + Sync>,
     resync_total_bytes: AtomicU64,
+    distrusted: AtomicBool,
 }
 
 impl Group {
     /// Opens a group with its journal in `storage`. `arena` is the memory of the payloads that its taps are given. `observer` is
-    /// called when something new may be shipped.
+    /// called when something new may be shipped, with the point if it is one.
     ///
     /// # Errors
     /// [`JournalError`] if a leg has changed its size, or the journal is not this group's or cannot be used.
@@ -161,7 +162,7 @@ impl Group {
         storage: Arc<dyn Storage>,
         clock: Arc<dyn Clock>,
         arena: Arena,
-        observer: Box<dyn Fn() + Send + Sync>,
+        observer: Box<dyn Fn(Option<SealedCut>) + Send + Sync>,
     ) -> Result<Arc<Group>, JournalError> {
         let opened = Chain::open(settings.name.clone(), storage, settings.journal_limit_bytes)?;
         check_sizes(&settings.volumes, &opened.known)?;
@@ -201,6 +202,7 @@ impl Group {
             signal: Signal::default(),
             observer,
             resync_total_bytes: AtomicU64::new(dirty_bytes),
+            distrusted: AtomicBool::new(false),
         }))
     }
 
@@ -289,7 +291,7 @@ impl Group {
         drop(cut);
         self.capture.release_memory(payload_bytes);
         self.signal.raise();
-        (self.observer)();
+        (self.observer)(result.as_ref().ok().filter(|sealed| sealed.is_point).copied());
         // Nobody waits for the cuts that the schedule makes.
         let _ = answer.send(result);
         true

@@ -1,5 +1,7 @@
 //! What the one who ships the segments asks and tells: the journal's side of receipts and resume.
 
+use std::sync::atomic::Ordering;
+
 use journal_format::{Position, Sequence};
 use tracing::{info, warn};
 
@@ -27,9 +29,16 @@ impl Group {
         self.lock(&self.chain).acknowledged()
     }
 
-    /// Sequence of the oldest segment that the journal still has.
-    pub fn oldest(&self) -> Option<Sequence> {
-        self.lock(&self.chain).oldest()
+    /// Sequence of the oldest segment that the journal still has; of the next one to be sealed if it has none.
+    pub fn oldest(&self) -> Sequence {
+        let chain = self.lock(&self.chain);
+        chain.oldest().unwrap_or(chain.next().0)
+    }
+
+    /// Takes in that the site refused a segment of ours as damaged or as no continuation of what it has. The segments are given
+    /// up: the next [`Group::site_head`] goes on from the site's head with a resync.
+    pub fn distrust(&self) {
+        self.distrusted.store(true, Ordering::Release);
     }
 
     /// Sealed segments from `from` on, oldest first, at most `limit`.
@@ -66,12 +75,13 @@ impl Group {
             let site = site.generation.0;
             return Err(JournalError::Fenced { group: self.name.clone(), site, own: own.0 });
         }
+        let trusted = !self.distrusted.swap(false, Ordering::AcqRel);
         match head {
-            Some(position) if chain.contains(position) => {
+            Some(position) if trusted && chain.contains(position) => {
                 chain.trim(position)?;
                 return Ok(SiteHead::Continue(position.sequence.next()));
             }
-            None if chain.head().is_none() || chain.oldest() == Some(Sequence(1)) => {
+            None if trusted && (chain.head().is_none() || chain.oldest() == Some(Sequence(1))) => {
                 return Ok(SiteHead::Continue(Sequence(1)));
             }
             _ => {}

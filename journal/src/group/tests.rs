@@ -79,7 +79,7 @@ fn open(
         journal_limit_bytes: 1 << 20,
         build: BuildOptions { level: 1, frame_bytes: 16 << 10 },
     };
-    Group::open(settings, storage.clone(), clock.clone(), Arena::default(), Box::new(|| {})).unwrap()
+    Group::open(settings, storage.clone(), clock.clone(), Arena::default(), Box::new(|_| {})).unwrap()
 }
 
 impl Simulation {
@@ -324,7 +324,7 @@ fn a_leg_of_another_size_is_refused() {
         build: BuildOptions::default(),
     };
     let result =
-        Group::open(settings, simulation.storage, simulation.clock, Arena::default(), Box::new(|| {}));
+        Group::open(settings, simulation.storage, simulation.clock, Arena::default(), Box::new(|_| {}));
     assert!(matches!(result, Err(JournalError::LegSize { actual: 512, .. })));
 }
 
@@ -338,4 +338,18 @@ fn trimming_keeps_the_newest_segment() {
     }
     simulation.ship(10);
     assert_eq!(simulation.group.pending(Sequence(1), 10).len(), 1);
+}
+
+#[test]
+fn a_refused_segment_is_replaced_by_a_resync() {
+    let mut simulation = settled();
+    simulation.write();
+    simulation.cut();
+    assert!(simulation.group.seal_next());
+    let refused = simulation.group.head().unwrap();
+    simulation.storage.flip_bit(&Group::segment_name(refused.sequence), 8 * 200);
+    simulation.group.distrust();
+    let answer = simulation.group.site_head(simulation.site.head).unwrap();
+    assert_eq!(answer, SiteHead::Rebased(refused.sequence));
+    simulation.settle();
 }
