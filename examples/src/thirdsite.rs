@@ -34,14 +34,21 @@ pub struct GroupStatus {
     pub name: String,
     /// State, in one word.
     pub state: String,
-    /// The newest point at the recovery site, if there is one.
-    last_point: Option<serde_json::Value>,
+    /// What the state means, for people.
+    pub detail: String,
+    /// The newest point that the recovery site has confirmed, if there is one.
+    confirmed_point: Option<serde_json::Value>,
 }
 
 impl GroupStatus {
     /// Says whether the initial sync is over and a point can be booted.
     pub fn is_protected(&self) -> bool {
-        self.state == "protected" && self.last_point.is_some()
+        self.state == "protected" && self.confirmed_point.is_some()
+    }
+
+    /// Says whether nothing will come of waiting.
+    pub fn has_failed(&self) -> bool {
+        self.state == "failed"
     }
 }
 

@@ -262,9 +262,10 @@ impl Demonstration {
             };
             no_status = None;
             if group.state != last_state {
-                self.say(&format!("the group is in state '{}'", group.state));
+                self.say(&format!("the group is {}: {}", group.state, group.detail));
                 last_state.clone_from(&group.state);
             }
+            ensure!(!group.has_failed(), "the agent cannot protect the group: {}", group.detail);
             Ok(group.is_protected().then_some(()))
         });
         found.map_err(|error| {
