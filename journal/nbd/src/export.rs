@@ -165,3 +165,6 @@ impl Exports {
         by_name.iter().map(|(name, export)| (name.clone(), Arc::clone(export))).collect()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
