@@ -23,15 +23,15 @@ pub(crate) struct Request {
 pub(crate) enum Command {
     Read,
     Write {
-        sync: Sync,
+        sync: Durable,
     },
     Flush,
     Trim {
-        sync: Sync,
+        sync: Durable,
     },
     WriteZeroes {
         mode: ZeroMode,
-        sync: Sync,
+        sync: Durable,
     },
     BlockStatus {
         extents_max: usize,
@@ -41,10 +41,12 @@ pub(crate) enum Command {
     Nothing,
 }
 
-/// Whether a reply has to wait until the write is durable (FUA).
+/// When a write has to be durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sync {
-    Before,
+pub(crate) enum Durable {
+    /// Before its reply (FUA).
+    BeforeReply,
+    /// With the next flush.
     Later,
 }
 
@@ -133,7 +135,7 @@ impl Session {
     /// Decides what a request means, or with which error it is refused.
     pub(crate) fn check(&self, request: &Request) -> Result<Command, Errno> {
         self.check_flags(request)?;
-        let sync = if request.has(command_flag::FUA) { Sync::Before } else { Sync::Later };
+        let sync = if request.has(command_flag::FUA) { Durable::BeforeReply } else { Durable::Later };
         let checked = match request.kind {
             command::DISC => return Ok(Command::Disconnect),
             command::FLUSH if request.offset != 0 || request.length != 0 => return Err(Errno::Inval),
@@ -177,7 +179,7 @@ impl Session {
         self.in_range(request, Errno::NoSpc).map(|()| command)
     }
 
-    fn check_zeroes(&self, request: &Request, sync: Sync) -> Result<Command, Errno> {
+    fn check_zeroes(&self, request: &Request, sync: Durable) -> Result<Command, Errno> {
         let mode = if request.has(command_flag::NO_HOLE) { ZeroMode::Allocate } else { ZeroMode::MayPunch };
         let command = self.check_write(request, u32::MAX, Command::WriteZeroes { mode, sync })?;
         if request.has(command_flag::FAST_ZERO) && !self.export.zeroes_fast(mode) {

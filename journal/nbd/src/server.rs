@@ -30,7 +30,8 @@ const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// Limits of a server.
 #[derive(Clone)]
 pub struct ServerOptions {
-    /// Connections at a time; a further one is closed at once.
+    /// Connections at a time; a further one is closed at once. An idle one holds about 1 MiB, one that is read from in
+    /// the largest requests up to 32 MiB and as much again for every worker.
     pub connections_max: usize,
     /// Time from accepting a connection until it must have opened an export.
     pub negotiation_timeout: Duration,

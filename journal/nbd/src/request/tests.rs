@@ -38,7 +38,7 @@ fn a_wrong_magic_number_is_no_request() {
 
 #[test]
 fn good_requests_are_accepted() {
-    let (later, before) = (Sync::Later, Sync::Before);
+    let (later, before) = (Durable::Later, Durable::BeforeReply);
     check(command::READ, 0, 0, 512, Ok(Command::Read));
     check(command::READ, command_flag::DF | command_flag::FUA, SIZE - 512, 512, Ok(Command::Read));
     check(command::WRITE, 0, 512, 512, Ok(Command::Write { sync: later }));

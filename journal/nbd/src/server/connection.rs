@@ -14,7 +14,7 @@ use crate::errno::Errno;
 use crate::export::StatusExtent;
 use crate::negotiation::{Negotiation, NegotiationError, Step};
 use crate::reply::{self, ReplyStyle};
-use crate::request::{Command, Request, Session, Sync};
+use crate::request::{Command, Durable, Request, Session};
 use crate::stream::Stream;
 use crate::wire::REQUEST_BYTES;
 
@@ -288,11 +288,11 @@ impl Connection<'_> {
         &mut self,
         request: &Request,
         result: Result<(), Errno>,
-        sync: Sync,
+        sync: Durable,
     ) -> Result<(), ConnectionError> {
         match (result, sync) {
-            (Ok(()), Sync::Before) => self.sync(request.cookie),
-            (Ok(()), Sync::Later) => {
+            (Ok(()), Durable::BeforeReply) => self.sync(request.cookie),
+            (Ok(()), Durable::Later) => {
                 self.replies.push(&reply::done(request.cookie));
                 self.bound_replies()
             }
