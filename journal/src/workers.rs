@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::group::{Group, SweepStep};
+
+/// Taps and VMs go first: what cannot be sealed in time is read again later. On Linux a thread has a nice value of its own.
+const BACKGROUND_NICE: i32 = 10;
 
 /// Runs a group's sealing and resync until stopped.
 pub struct Workers {
@@ -43,7 +46,12 @@ impl Workers {
     fn spawn(&mut self, role: &str, work: fn(&Group, &AtomicBool)) -> io::Result<()> {
         let (group, stopping) = (self.group.clone(), self.stopping.clone());
         let thread = Builder::new().name(format!("{role} {}", group.name()));
-        self.threads.push(thread.spawn(move || work(&group, &stopping))?);
+        self.threads.push(thread.spawn(move || {
+            if let Err(error) = rustix::process::nice(BACKGROUND_NICE) {
+                warn!(group = %group.name(), %error, "the thread runs at the priority of the taps");
+            }
+            work(&group, &stopping);
+        })?);
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use journal_format::is_zero;
 use journal_nbd::Payload;
 use tracing::{info, warn};
 
@@ -89,7 +90,7 @@ fn read_range(leg: &dyn Leg, ticket: &SweepTicket) -> Option<Vec<Change>> {
     let mut pieces: Vec<Change> = Vec::new();
     for piece in bytes.chunks(PIECE_BYTES) {
         match pieces.last_mut() {
-            _ if piece.iter().any(|&byte| byte != 0) => {
+            _ if !is_zero(piece) => {
                 pieces.push(Change::Data(Payload::from_vec(piece.to_vec())));
             }
             Some(Change::Zero(length)) => *length += piece.len() as u64,

@@ -3,7 +3,7 @@
 use super::index::{Extent, ExtentContent, FrameCodec, FrameEntry};
 use super::layout::{HEADER_BYTES, Header, MAX_FRAME_RAW_BYTES, Trailer};
 use super::meta::SegmentMeta;
-use crate::{BLOCK_BYTES, Hash, Position};
+use crate::{BLOCK_BYTES, Hash, Position, is_zero};
 
 /// How a segment is made.
 #[derive(Clone, Copy, Debug)]
@@ -191,9 +191,4 @@ fn continues(last: &Extent, next: &Extent) -> bool {
             ) => a == b && u64::from(from) + last.length == u64::from(to),
             _ => false,
         }
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    // Comparing with itself one byte further is a memcmp, which is vectorised.
-    bytes.split_first().is_none_or(|(&first, rest)| first == 0 && rest == &bytes[..rest.len()])
 }
