@@ -118,7 +118,7 @@ fn work() -> Outcome<()> {
     };
     println!("{ready}");
     thread::spawn(listen);
-    let last = write_records(&database, boot, scan.records)?;
+    let last = write_records(database, boot, scan.records)?;
     println!("GUEST-POWEROFF records={last}");
     busybox(&["mount", "-o", "remount,ro", "/"])?;
     busybox(&["poweroff", "-f"])
@@ -180,8 +180,9 @@ fn count_bad_pages(database: &File, records: u64) -> Outcome<u64> {
     Ok(bad)
 }
 
-/// Writes one record after the other, each on stable storage before it is announced, and returns the last one's number.
-fn write_records(database: &File, boot: u64, last: u64) -> Outcome<u64> {
+/// Writes one record after the other, each on stable storage before it is announced. Closes all files, so that the file
+/// system can be made clean, and returns the last record's number.
+fn write_records(database: File, boot: u64, last: u64) -> Outcome<u64> {
     let interval = interval()?;
     let mut log = OpenOptions::new().append(true).open(LOG)?;
     let mut number = last;
