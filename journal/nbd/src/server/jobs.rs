@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::errno::Errno;
@@ -45,6 +45,7 @@ struct Jobs {
     waiting: usize,
     workers: usize,
     idle_workers: usize,
+    threads: Vec<JoinHandle<()>>,
     closed: bool,
 }
 
@@ -110,9 +111,9 @@ impl Line {
         }
         jobs.closed = true;
         self.job_came.notify_all();
-        while jobs.workers > 0 {
-            jobs = self.job_done.wait(jobs).unwrap_or_else(PoisonError::into_inner);
-        }
+        let threads = std::mem::take(&mut jobs.threads);
+        drop(jobs);
+        threads.into_iter().for_each(super::join);
     }
 
     fn submit(self: &Arc<Self>, add: impl FnOnce(&mut Jobs)) {
@@ -122,24 +123,28 @@ impl Line {
         }
         jobs.waiting += 1;
         add(&mut jobs);
-        if jobs.idle_workers > 0 {
-            self.job_came.notify_one();
-            return;
-        }
-        // A flush that cannot begin before another one ends needs no thread.
-        if jobs.workers >= self.workers_max || !jobs.has_work() {
+        self.job_came.notify_one();
+        // An idle worker may have been woken for another job already. A flush that has to wait for the one that runs needs
+        // no thread.
+        if jobs.runnable() <= jobs.idle_workers || jobs.workers >= self.workers_max {
             return;
         }
         jobs.workers += 1;
         let line = Arc::clone(self);
         let spawned = thread::Builder::new().name("nbd-worker".to_owned()).spawn(move || line.work());
-        if let Err(error) = spawned {
-            jobs.workers -= 1;
-            let alone = jobs.workers == 0;
-            drop(jobs);
-            tracing::warn!(%error, "no thread for a request that waits for a disk; requests behind it wait too");
-            if alone {
-                self.work_off();
+        match spawned {
+            Ok(thread) => {
+                jobs.threads.retain(|thread| !thread.is_finished());
+                jobs.threads.push(thread);
+            }
+            Err(error) => {
+                jobs.workers -= 1;
+                let alone = jobs.workers == 0;
+                drop(jobs);
+                tracing::warn!(%error, "no thread for a request that waits for a disk; requests behind it wait too");
+                if alone {
+                    self.work_off();
+                }
             }
         }
     }
@@ -156,13 +161,12 @@ impl Line {
             jobs.idle_workers += 1;
             let waited = self
                 .job_came
-                .wait_timeout_while(jobs, IDLE_TIME, |jobs| !jobs.has_work() && !jobs.closed)
+                .wait_timeout_while(jobs, IDLE_TIME, |jobs| jobs.runnable() == 0 && !jobs.closed)
                 .unwrap_or_else(PoisonError::into_inner);
             jobs = waited.0;
             jobs.idle_workers -= 1;
-            if !jobs.has_work() {
+            if jobs.runnable() == 0 {
                 jobs.workers -= 1;
-                self.job_done.notify_all();
                 return;
             }
         }
@@ -218,8 +222,9 @@ impl Line {
 }
 
 impl Jobs {
-    fn has_work(&self) -> bool {
-        !self.reads.is_empty() || (!self.flush_running && !self.syncs.is_empty())
+    /// Jobs that could begin now.
+    fn runnable(&self) -> usize {
+        self.reads.len() + usize::from(!self.flush_running && !self.syncs.is_empty())
     }
 
     fn take(&mut self) -> Option<Job> {

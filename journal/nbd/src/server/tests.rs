@@ -177,6 +177,23 @@ fn a_read_that_waits_for_the_disk_holds_up_nobody() {
 }
 
 #[test]
+fn every_waiting_read_gets_a_worker_of_its_own() {
+    let served = Served::new();
+    served.disk.make_cold();
+    let mut client = served.client(Protocol::Simple);
+    client.read(0, 512).expect("from now on one worker is idle");
+    served.disk.close_gate();
+    for round in 0..4 {
+        client.send_read(round * 512, 512).expect("send");
+    }
+    served.disk.wait_for_arrivals(5);
+    served.disk.open_gate();
+    for _ in 0..4 {
+        client.recv_reply().expect("reply").result.expect("success");
+    }
+}
+
+#[test]
 fn writes_that_wait_for_a_flush_share_the_next_one() {
     let served = Served::new();
     let mut client = served.client(Protocol::Structured);
