@@ -7,14 +7,17 @@
 //! journal, the store or the catalog either. State changes are made by two machines without I/O (`session`); what is
 //! around them only fetches events and performs actions.
 
+pub mod clock;
 pub mod enrolment;
+
+mod frames;
 pub mod identity;
 mod link;
 pub mod names;
 mod quic;
 mod session;
 mod site;
-pub mod tls;
+mod tls;
 mod traits;
 pub mod wire;
 
@@ -25,5 +28,6 @@ pub use names::PeerName;
 pub use site::{PeerStatus, RefusedIdentity, SiteError, SiteOptions, SiteServer, SiteStatus};
 pub use traits::{Begin, Inbox, LinkState, Outbox, SegmentSink};
 pub use wire::{
-    Heartbeat, NewestCut, PROTOCOL_VERSION, Receipt, Refusal, RefusalKind, SEGMENT_BYTES_MAX, SegmentDescriptor,
+    Heartbeat, NewestCut, PROTOCOL_VERSION, Receipt, Refusal, RefusalKind, SEGMENT_BYTES_MAX,
+    SegmentDescriptor,
 };
