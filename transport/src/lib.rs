@@ -31,3 +31,6 @@ pub use wire::{
     Heartbeat, NewestCut, PROTOCOL_VERSION, Receipt, Refusal, RefusalKind, SEGMENT_BYTES_MAX,
     SegmentDescriptor,
 };
+
+#[cfg(test)]
+mod testing;

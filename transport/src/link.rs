@@ -361,3 +361,6 @@ async fn read_receipts(connection: Connection, key: PublicKey, routes: HashMap<G
         blocking(outbox, move |outbox| outbox.refused(&refusal)).await;
     }
 }
+
+#[cfg(test)]
+mod tests;
