@@ -1,0 +1,27 @@
+//! The recovery site: keeps received segments, knows their points, and makes disks and running VMs of them again.
+//!
+//! [`StoreWriter`] takes in what the transport receives. [`Store`] lists points and works without any daemon.
+//! [`PointView`] is a point that is open for reading; everything that gives its bytes away is made from one:
+//! an NBD server, raw, qcow2, device, and QEMU. `STORE.md` defines the folder.
+//!
+//! # What it deliberately does not know
+//! - Where segments come from: it implements the transport's [`Inbox`](transport::Inbox) and sees no network.
+//! - Any async runtime: everything is synchronous, with threads where they help.
+//! - Settings and the command line: callers pass options.
+//!
+//! # Where to begin reading
+//! `store/attach.rs` decides what becomes part of a timeline; `catalog/refresh.rs` makes the catalog agree with the
+//! segments; `view/map.rs` merges segments to a volume.
+
+mod catalog;
+mod error;
+mod segment_file;
+mod select;
+mod store;
+mod view;
+
+pub use catalog::{GroupSummary, HeartbeatRecord, Point};
+pub use error::StoreError;
+pub use select::Selector;
+pub use store::{Store, StoreWriter, WriterOptions};
+pub use view::{PointView, ViewOptions, VolumeView, ZeroRun};

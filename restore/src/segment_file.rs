@@ -1,0 +1,69 @@
+//! A segment as a file: read with ranged reads, verified before anything of it is used.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use journal_format::FormatError;
+use journal_format::segment::{FrameEntry, HEADER_BYTES, SegmentIndex, TRAILER_BYTES, Trailer};
+
+use crate::error::{StoreError, io_error};
+
+/// Reads and verifies everything of a segment but its payload.
+pub(crate) fn read_index(path: &Path) -> Result<SegmentIndex, StoreError> {
+    let file = File::open(path).map_err(io_error("open", path))?;
+    index_of(&file, path)
+}
+
+/// Verifies every byte of a segment, with memory for its index and one frame.
+pub(crate) fn verify(path: &Path) -> Result<SegmentIndex, StoreError> {
+    let file = File::open(path).map_err(io_error("open", path))?;
+    let index = index_of(&file, path)?;
+    for frame in &index.frames {
+        frame_of(&file, path, frame)?;
+    }
+    Ok(index)
+}
+
+/// Reads, verifies and decompresses one frame.
+pub(crate) fn read_frame(path: &Path, frame: &FrameEntry) -> Result<Vec<u8>, StoreError> {
+    let file = File::open(path).map_err(io_error("open", path))?;
+    frame_of(&file, path, frame)
+}
+
+fn index_of(file: &File, path: &Path) -> Result<SegmentIndex, StoreError> {
+    let damaged = |source| StoreError::Damaged { path: PathBuf::from(path), source };
+    let file_bytes = file.metadata().map_err(io_error("look at", path))?.len();
+    let smallest = (HEADER_BYTES + TRAILER_BYTES) as u64;
+    if file_bytes < smallest {
+        let part = "the segment";
+        return Err(damaged(FormatError::Truncated { part, expected: smallest, actual: file_bytes }));
+    }
+    let header = read_range(file, path, 0, HEADER_BYTES)?;
+    let trailer = read_range(file, path, file_bytes - TRAILER_BYTES as u64, TRAILER_BYTES)?;
+    let trailer = Trailer::decode(&trailer, &header, file_bytes).map_err(damaged)?;
+    // The trailer's sizes were checked against the format's limits and against the file's size.
+    let tail_bytes = (file_bytes - trailer.index_offset) as usize;
+    let tail = read_range(file, path, trailer.index_offset, tail_bytes)?;
+    SegmentIndex::decode(&header, &tail, file_bytes).map_err(damaged)
+}
+
+fn frame_of(file: &File, path: &Path, frame: &FrameEntry) -> Result<Vec<u8>, StoreError> {
+    let stored = read_range(file, path, frame.offset, frame.stored_bytes as usize)?;
+    frame.decode(&stored).map_err(|source| StoreError::Damaged { path: path.to_owned(), source })
+}
+
+fn read_range(file: &File, path: &Path, offset: u64, size: usize) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = vec![0; size];
+    match file.read_exact_at(&mut bytes, offset) {
+        Ok(()) => Ok(bytes),
+        // The file is shorter than its index says: damage, not a fault that passes.
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            let (part, expected) = ("the segment", offset + size as u64);
+            let actual = file.metadata().map_or(0, |metadata| metadata.len());
+            let source = FormatError::Truncated { part, expected, actual };
+            Err(StoreError::Damaged { path: path.to_owned(), source })
+        }
+        Err(source) => Err(StoreError::Io { action: "read", path: path.to_owned(), source }),
+    }
+}

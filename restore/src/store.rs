@@ -1,0 +1,149 @@
+//! The recovery site's store: a folder of segments with a catalog. `STORE.md` defines it.
+
+mod attach;
+pub(crate) mod disk;
+mod inbox;
+mod writer;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use journal_format::GroupName;
+
+use crate::catalog::{Catalog, GroupSummary, Point, SegmentRow};
+use crate::error::StoreError;
+use crate::select::{Selector, select};
+use crate::view::{PointView, ViewOptions};
+use disk::{Disk, LockMode};
+
+pub use writer::{StoreWriter, WriterOptions};
+
+/// Lock of the process that writes segments.
+const WRITER_LOCK: &str = "lock";
+/// Lock among commands that bring the catalog up to date.
+const CATALOG_LOCK: &str = "catalog.lock";
+
+/// A store that is open for reading. Needs no daemon, and gets along with one.
+pub struct Store {
+    disk: Disk,
+    catalog: Mutex<Catalog>,
+}
+
+impl Store {
+    /// Opens a store for reading. Without a daemon the catalog is brought up to date first; on a read-only or full file
+    /// system, or if the catalog cannot be used, one is built in memory from the segments.
+    ///
+    /// # Errors
+    /// If the folder is no store of this version, or its segments cannot be listed and read.
+    pub fn open(root: &Path) -> Result<Store, StoreError> {
+        let disk = Disk::open(root)?;
+        let catalog = match catalog_on_disk(&disk) {
+            Ok(catalog) => catalog,
+            Err(error) => {
+                tracing::info!(%error, "the catalog on disk cannot be used; building one in memory");
+                let mut catalog = Catalog::in_memory()?;
+                refresh_all(&mut catalog, &disk)?;
+                catalog
+            }
+        };
+        Ok(Store { disk, catalog: Mutex::new(catalog) })
+    }
+
+    /// The store's folder.
+    pub fn root(&self) -> &Path {
+        self.disk.root()
+    }
+
+    /// What is known of each group, in the order of their names.
+    ///
+    /// # Errors
+    /// If the catalog cannot be read.
+    pub fn groups(&self) -> Result<Vec<GroupSummary>, StoreError> {
+        let catalog = self.catalog();
+        catalog.group_names()?.iter().map(|group| catalog.summary(group)).collect()
+    }
+
+    /// What is known of one group.
+    ///
+    /// # Errors
+    /// If there is no such group or the catalog cannot be read.
+    pub fn group(&self, group: &GroupName) -> Result<GroupSummary, StoreError> {
+        let catalog = self.catalog();
+        check_known(&catalog, group)?;
+        catalog.summary(group)
+    }
+
+    /// All points of a group, oldest first.
+    ///
+    /// # Errors
+    /// If there is no such group or the catalog cannot be read.
+    pub fn points(&self, group: &GroupName) -> Result<Vec<Point>, StoreError> {
+        let catalog = self.catalog();
+        check_known(&catalog, group)?;
+        catalog.points(group)
+    }
+
+    /// Chooses a point.
+    ///
+    /// # Errors
+    /// If there is no such group or point; the error names the nearest ones.
+    pub fn select(&self, group: &GroupName, selector: &Selector) -> Result<Point, StoreError> {
+        let catalog = self.catalog();
+        check_known(&catalog, group)?;
+        select(&catalog, group, selector)
+    }
+
+    /// Opens a point for reading.
+    ///
+    /// # Errors
+    /// If a segment of its chain is missing or damaged, or its map is larger than the options allow.
+    pub fn open_point(&self, point: &Point, options: &ViewOptions) -> Result<Arc<PointView>, StoreError> {
+        let chain = self.chain(point)?;
+        PointView::open(self.disk.clone(), point.clone(), chain, options)
+    }
+
+    /// The chain up to a point, oldest first.
+    fn chain(&self, point: &Point) -> Result<Vec<SegmentRow>, StoreError> {
+        self.catalog().chain(&point.group, point.sequence)
+    }
+
+    pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn disk(&self) -> &Disk {
+        &self.disk
+    }
+}
+
+fn catalog_on_disk(disk: &Disk) -> Result<Catalog, StoreError> {
+    if let Some(_no_writer) = disk.try_lock(WRITER_LOCK, LockMode::Shared)? {
+        let _alone = disk.lock(CATALOG_LOCK)?;
+        let mut catalog = Catalog::open_or_rebuild(&disk.catalog_path())?;
+        refresh_all(&mut catalog, disk)?;
+        Ok(catalog)
+    } else {
+        Catalog::open_beside_writer(&disk.catalog_path())
+    }
+}
+
+fn refresh_all(catalog: &mut Catalog, disk: &Disk) -> Result<(), StoreError> {
+    let groups = disk.groups()?;
+    for group in &groups {
+        let chain = catalog.refresh(disk, group)?;
+        if let Some(first) = chain.unattached.first() {
+            let (files, name) = (chain.unattached.len(), first.file.name());
+            tracing::warn!(%group, files, first = name, why = first.why, "segments are not reached by their chain");
+        }
+    }
+    catalog.keep_only(&groups)
+}
+
+fn check_known(catalog: &Catalog, group: &GroupName) -> Result<(), StoreError> {
+    let known = catalog.group_names()?;
+    if known.contains(group) {
+        return Ok(());
+    }
+    let known = known.iter().map(ToString::to_string).collect();
+    Err(StoreError::UnknownGroup { group: group.clone(), known })
+}

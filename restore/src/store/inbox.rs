@@ -1,0 +1,242 @@
+//! What the transport calls: a segment arrives, is verified, made durable and attached.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use journal_format::segment::{MAX_SEGMENT_BYTES, SegmentIndex};
+use journal_format::{ErrorKind, GroupName, Position, Timestamp};
+use transport::{Begin, Heartbeat, Inbox, PeerName, Refusal, RefusalKind, SegmentDescriptor, SegmentSink};
+
+use super::attach::Place;
+use super::writer::{Arrived, Group, GroupState, Part, Shared, StoreWriter};
+use crate::error::{StoreError, io_error, is_full};
+use crate::segment_file;
+
+impl Inbox for StoreWriter {
+    fn open_group(&self, _peer: &PeerName, group: &GroupName) -> Result<Option<Position>, Refusal> {
+        let group = self.shared.open_group(group).map_err(|error| refusal_of(&error))?;
+        let head = group.state().timeline.head();
+        Ok(head)
+    }
+
+    fn begin(&self, group: &GroupName, segment: &SegmentDescriptor) -> Result<Begin, Refusal> {
+        let sequence = segment.position.sequence;
+        if segment.size_bytes > MAX_SEGMENT_BYTES || sequence.0 == 0 {
+            let reason = format!("a segment of {} bytes at sequence {sequence}", segment.size_bytes);
+            let hint =
+                "segments have at most 256 MiB and begin at sequence 1: the source is of another version";
+            return Err(Refusal::new(RefusalKind::Invalid, reason, hint).of_segment(sequence));
+        }
+        let Some(group) = self.shared.group(group) else {
+            let reason = format!("group '{group}' is not open");
+            return Err(Refusal::new(RefusalKind::Invalid, reason, "").of_segment(sequence));
+        };
+        if let Some(head) = settled(&self.shared, &group, &group.state(), segment)? {
+            return Ok(Begin::Have(head));
+        }
+        let part = self.shared.begin_part(&group, &segment.position, segment.size_bytes);
+        let part = part.map_err(|error| refusal_of(&error).of_segment(sequence))?;
+        let (part, file) = part.ok_or_else(|| limit_reached().of_segment(sequence))?;
+        let shared = Arc::clone(&self.shared);
+        Ok(Begin::Receive(Box::new(Sink { shared, group, segment: *segment, file, part, written_bytes: 0 })))
+    }
+
+    fn heartbeat(&self, group: &GroupName, heartbeat: &Heartbeat, received_at: Timestamp) {
+        self.shared.put_heartbeat(group, heartbeat, received_at);
+    }
+
+    fn closed(&self, _peer: &PeerName, group: &GroupName) {
+        // Segments that wait were sent for nothing if their parents come no more; the next session offers them again.
+        if let Some(group) = self.shared.group(group) {
+            group.state().timeline.forget_waiting();
+        }
+    }
+}
+
+/// One segment on its way in.
+struct Sink {
+    shared: Arc<Shared>,
+    group: Arc<Group>,
+    segment: SegmentDescriptor,
+    file: File,
+    part: Part,
+    written_bytes: u64,
+}
+
+impl SegmentSink for Sink {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        self.written_bytes += bytes.len() as u64;
+        if self.written_bytes > self.segment.size_bytes {
+            let reason = format!("more than the announced {} bytes arrived", self.segment.size_bytes);
+            return Err(corrupt(reason).of_segment(self.segment.position.sequence));
+        }
+        self.file.write_all(bytes).map_err(|source| {
+            let path = self.part.path.clone().unwrap_or_default();
+            let error = StoreError::Io { action: "write", path, source };
+            refusal_of(&error).of_segment(self.segment.position.sequence)
+        })
+    }
+
+    fn commit(self: Box<Self>) -> Result<Option<Position>, Refusal> {
+        let Sink { shared, group, segment, file, part, written_bytes } = *self;
+        let sequence = segment.position.sequence;
+        let index = verified(&file, &part, &segment, &group.name, written_bytes);
+        let index = index.map_err(|refusal| refusal.of_segment(sequence))?;
+        drop(file);
+        let arrived = Arrived { index, part };
+        let mut state = group.state();
+        // Others were attached while this one was arriving.
+        if let Some(head) = settled(&shared, &group, &state, &segment)? {
+            return Ok(head);
+        }
+        if state.timeline.place(&segment) == Place::Ahead {
+            drop(state.timeline.wait(segment, arrived));
+        } else {
+            attach(&shared, &group, &mut state, arrived)
+                .map_err(|error| refusal_of(&error).of_segment(sequence))?;
+        }
+        Ok(state.timeline.head())
+    }
+}
+
+/// Answers the head if the segment is here already, nothing if it is wanted.
+fn settled(
+    shared: &Shared,
+    group: &Group,
+    state: &GroupState,
+    segment: &SegmentDescriptor,
+) -> Result<Option<Option<Position>>, Refusal> {
+    let sequence = segment.position.sequence;
+    let head = state.timeline.head();
+    match state.timeline.place(segment) {
+        Place::Next | Place::Ahead => Ok(None),
+        Place::Waiting => Ok(Some(head)),
+        Place::Behind => match shared.has(&group.name, &segment.position) {
+            Ok(true) => Ok(Some(head)),
+            Ok(false) => {
+                Err(diverged("another segment has this place in the chain", head).of_segment(sequence))
+            }
+            Err(error) => Err(refusal_of(&error).of_segment(sequence)),
+        },
+        Place::Diverged => {
+            Err(diverged("its parent is not the head of the chain", head).of_segment(sequence))
+        }
+        Place::Fenced => {
+            let reason = format!("generation {} has been superseded", segment.position.generation);
+            let hint = "another writer has taken over this group; this one must stop";
+            Err(Refusal::new(RefusalKind::Fenced, reason, hint).of_segment(sequence))
+        }
+        Place::TooFar => {
+            let hint = "send the segments before it first";
+            Err(Refusal::new(RefusalKind::Retry, "it is too far ahead of the chain", hint)
+                .of_segment(sequence))
+        }
+    }
+}
+
+/// Verifies what has arrived and makes it durable.
+fn verified(
+    file: &File,
+    part: &Part,
+    segment: &SegmentDescriptor,
+    group: &GroupName,
+    written_bytes: u64,
+) -> Result<SegmentIndex, Refusal> {
+    let path = part.path.as_deref().unwrap_or(Path::new(""));
+    if written_bytes != segment.size_bytes {
+        return Err(corrupt(format!("{written_bytes} of {} bytes arrived", segment.size_bytes)));
+    }
+    let mut index = segment_file::verify(path).map_err(|error| match error.kind() {
+        ErrorKind::Corrupt | ErrorKind::Invalid => corrupt(with_cause(&error)),
+        _ => refusal_of(&error),
+    })?;
+    if index.header.group != *group {
+        return Err(corrupt(format!("it is a segment of group '{}'", index.header.group)));
+    }
+    if index.position() != segment.position || index.header.parent != segment.parent {
+        return Err(corrupt(format!("it is the segment {}, not the one announced", index.position())));
+    }
+    file.sync_all().map_err(|source| refusal_of(&io_error("sync", path)(source)))?;
+    (index.frames, index.extents) = (Vec::new(), Vec::new());
+    Ok(index)
+}
+
+/// Attaches a segment that continues the head, and all that waited for it.
+fn attach(shared: &Shared, group: &Group, state: &mut GroupState, first: Arrived) -> Result<(), StoreError> {
+    let mut position = first.index.position();
+    let mut published = vec![publish(shared, group, first)?];
+    while let Some((_, next)) = state.timeline.take_next(position) {
+        let next_position = next.index.position();
+        match publish(shared, group, next) {
+            Ok(index) => published.push(index),
+            Err(error) => {
+                // Its source has no receipt and sends it again.
+                tracing::warn!(group = %group.name, %error, "a segment that waited was not attached");
+                break;
+            }
+        }
+        position = next_position;
+    }
+    shared.disk.sync_segments(&group.name)?;
+    published.iter().for_each(|index| state.timeline.advance(index.position()));
+    shared.catalog_attached(group, state, &published);
+    Ok(())
+}
+
+fn publish(shared: &Shared, group: &Group, arrived: Arrived) -> Result<SegmentIndex, StoreError> {
+    let Arrived { index, part } = arrived;
+    let position = index.position();
+    let to = shared.disk.segment_path(&group.name, position.generation, position.sequence);
+    match part.publish(&to) {
+        Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
+            same_segment(&to, &index)?;
+        }
+        result => result?,
+    }
+    Ok(index)
+}
+
+/// An earlier attempt got as far as the rename; what is there must be the same segment, whole.
+fn same_segment(path: &Path, index: &SegmentIndex) -> Result<(), StoreError> {
+    let (found, expected) = (segment_file::verify(path)?.trailer.hash, index.trailer.hash);
+    if found == expected {
+        return Ok(());
+    }
+    Err(StoreError::OtherSegment { path: path.to_owned(), expected, actual: found })
+}
+
+fn with_cause(error: &StoreError) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    format!("{error}{cause}")
+}
+
+fn corrupt(reason: impl Into<String>) -> Refusal {
+    let hint = "nothing of it was kept; it is to be sent again, and made again if that does not help";
+    Refusal::new(RefusalKind::Corrupt, reason, hint)
+}
+
+fn diverged(reason: &str, head: Option<Position>) -> Refusal {
+    let head = head.map_or_else(|| "nothing".to_owned(), |head| head.to_string());
+    let hint = format!("the site has {head}; the source has to continue there and resync");
+    Refusal::new(RefusalKind::Diverged, reason, hint)
+}
+
+fn limit_reached() -> Refusal {
+    let hint =
+        "raise the store's size limit or give the group its own store; the points that are listed stay whole";
+    Refusal::new(RefusalKind::Full, "the store has reached its size limit", hint)
+}
+
+/// What the peer is told when the store itself is in trouble.
+fn refusal_of(error: &StoreError) -> Refusal {
+    let full = matches!(error, StoreError::Io { source, .. } if is_full(source));
+    let (kind, hint) = if full {
+        (RefusalKind::Full, "make room on the recovery site's file system")
+    } else {
+        (RefusalKind::Retry, "look at the recovery site's log and its disk")
+    };
+    tracing::warn!(error = with_cause(error), "a segment was not taken");
+    Refusal::new(kind, with_cause(error), hint)
+}

@@ -1,0 +1,259 @@
+//! The writing side of a store: held by one daemon.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use journal_format::segment::SegmentIndex;
+use journal_format::{GroupName, Position, Timestamp};
+use transport::Heartbeat;
+
+use super::attach::Timeline;
+use super::disk::{Disk, LockMode};
+use super::{CATALOG_LOCK, WRITER_LOCK};
+use crate::catalog::Catalog;
+use crate::error::StoreError;
+
+/// How long a start waits for commands that are bringing the catalog up to date.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Limits of a store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WriterOptions {
+    /// Bytes of segments that are kept at most; a further one is refused as full. `None`: until the disk is full.
+    pub size_bytes_max: Option<u64>,
+}
+
+/// A store that is open for writing; implements the transport's [`Inbox`](transport::Inbox). There is one at a time.
+pub struct StoreWriter {
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    pub(super) disk: Disk,
+    options: WriterOptions,
+    catalog: Mutex<Catalog>,
+    groups: Mutex<BTreeMap<GroupName, Arc<Group>>>,
+    used_bytes: AtomicU64,
+    next_incoming: AtomicU64,
+    _lock: File,
+}
+
+/// A group that is written to.
+pub(super) struct Group {
+    pub(super) name: GroupName,
+    pub(super) state: Mutex<GroupState>,
+}
+
+pub(super) struct GroupState {
+    pub(super) timeline: Timeline<Arrived>,
+    /// The catalog missed a segment.
+    catalog_behind: bool,
+}
+
+/// A verified, durable segment that is not attached yet. Its file is removed with it.
+pub(super) struct Arrived {
+    /// Without frames and extents, which the catalog does not need.
+    pub(super) index: SegmentIndex,
+    pub(super) part: Part,
+}
+
+/// A file in `incoming/` and the space that it has reserved; both are given back when it is dropped.
+pub(super) struct Part {
+    pub(super) path: Option<PathBuf>,
+    reserved_bytes: u64,
+    shared: Arc<Shared>,
+}
+
+impl StoreWriter {
+    /// Opens a store for writing, and makes one of a folder that is empty or absent. Brings the catalog up to date,
+    /// removes what was arriving when the last writer ended, and moves segments that their chain does not reach aside.
+    ///
+    /// # Errors
+    /// If another process writes to it ([`StoreError::Locked`]), the folder is something else, or the system refuses.
+    pub fn open(root: &Path, options: WriterOptions) -> Result<StoreWriter, StoreError> {
+        let disk = Disk::open_or_create(root)?;
+        let lock = take_lock(&disk)?;
+        let alone = disk.lock(CATALOG_LOCK)?;
+        let mut catalog = Catalog::open_or_rebuild(&disk.catalog_path())?;
+        let names = disk.groups()?;
+        let mut groups = BTreeMap::new();
+        for name in &names {
+            let head = open_group(&disk, &mut catalog, name)?;
+            groups.insert(name.clone(), Group::new(name, head));
+        }
+        catalog.keep_only(&names)?;
+        drop(alone);
+        let used_bytes = AtomicU64::new(disk.used_bytes()?);
+        let shared = Shared {
+            disk,
+            options,
+            catalog: Mutex::new(catalog),
+            groups: Mutex::new(groups),
+            used_bytes,
+            next_incoming: AtomicU64::new(1),
+            _lock: lock,
+        };
+        Ok(StoreWriter { shared: Arc::new(shared) })
+    }
+
+    /// Bytes of all segments, with those that are arriving.
+    pub fn used_bytes(&self) -> u64 {
+        self.shared.used_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Up to where a group's segments are attached; `None` before the first.
+    pub fn head(&self, group: &GroupName) -> Option<Position> {
+        let group = self.shared.groups().get(group).map(Arc::clone)?;
+        let head = group.state().timeline.head();
+        head
+    }
+}
+
+impl Shared {
+    fn groups(&self) -> MutexGuard<'_, BTreeMap<GroupName, Arc<Group>>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The group, if it has been opened.
+    pub(super) fn group(&self, name: &GroupName) -> Option<Arc<Group>> {
+        self.groups().get(name).map(Arc::clone)
+    }
+
+    /// The group; its folders are made if it is new.
+    pub(super) fn open_group(&self, name: &GroupName) -> Result<Arc<Group>, StoreError> {
+        let mut groups = self.groups();
+        if let Some(group) = groups.get(name) {
+            return Ok(Arc::clone(group));
+        }
+        let head = open_group(&self.disk, &mut self.catalog(), name)?;
+        let group = Group::new(name, head);
+        groups.insert(name.clone(), Arc::clone(&group));
+        Ok(group)
+    }
+
+    /// The hash of an attached segment is that of `position`.
+    pub(super) fn has(&self, group: &GroupName, position: &Position) -> Result<bool, StoreError> {
+        let row = self.catalog().segment(group, position.sequence)?;
+        if let Some(row) = row {
+            return Ok(row.position == *position);
+        }
+        // The catalog may be behind; the file is what counts.
+        let path = self.disk.segment_path(group, position.generation, position.sequence);
+        if !path.exists() {
+            return Ok(false);
+        }
+        crate::segment_file::read_index(&path).map(|index| index.position() == *position)
+    }
+
+    /// Reserves space for a segment and begins its file; `None` if the store's limit does not allow it.
+    pub(super) fn begin_part(
+        self: &Arc<Self>,
+        group: &Group,
+        position: &Position,
+        size_bytes: u64,
+    ) -> Result<Option<(Part, File)>, StoreError> {
+        let limit = self.options.size_bytes_max.unwrap_or(u64::MAX);
+        let reserve = |used: u64| used.checked_add(size_bytes).filter(|&sum| sum <= limit);
+        if self.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, reserve).is_err() {
+            return Ok(None);
+        }
+        let mut part = Part { path: None, reserved_bytes: size_bytes, shared: Arc::clone(self) };
+        let number = self.next_incoming.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{:020}-{number}.part", position.sequence.0);
+        let (path, file) = self.disk.create_incoming(&group.name, &name)?;
+        part.path = Some(path);
+        Ok(Some((part, file)))
+    }
+
+    /// Tells the catalog of segments that have been attached. A catalog that fails does not undo that.
+    pub(super) fn catalog_attached(&self, group: &Group, state: &mut GroupState, indexes: &[SegmentIndex]) {
+        let mut catalog = self.catalog();
+        let told = if state.catalog_behind {
+            catalog.refresh(&self.disk, &group.name).map(drop)
+        } else {
+            catalog.attach(indexes)
+        };
+        state.catalog_behind = told.is_err();
+        if let Err(error) = told {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::error!(group = %group.name, %error, cause, "segments are stored, but the catalog does not list them");
+        }
+    }
+
+    pub(super) fn put_heartbeat(&self, group: &GroupName, heartbeat: &Heartbeat, received_at: Timestamp) {
+        if let Err(error) = self.catalog().put_heartbeat(group, heartbeat, received_at) {
+            tracing::warn!(%group, %error, "a heartbeat was not kept");
+        }
+    }
+}
+
+impl Group {
+    fn new(name: &GroupName, head: Option<Position>) -> Arc<Group> {
+        let state = GroupState { timeline: Timeline::new(head), catalog_behind: false };
+        Arc::new(Group { name: name.clone(), state: Mutex::new(state) })
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, GroupState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Part {
+    /// Gives the segment its name; the space stays reserved for good.
+    pub(super) fn publish(mut self, to: &Path) -> Result<(), StoreError> {
+        if let Some(path) = &self.path {
+            self.shared.disk.publish(path, to)?;
+        }
+        self.path = None;
+        self.reserved_bytes = 0;
+        Ok(())
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.shared.used_bytes.fetch_sub(self.reserved_bytes, Ordering::Relaxed);
+        if let Some(path) = &self.path
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            tracing::warn!(path = %path.display(), %error, "an unfinished segment was not removed; the next start does it");
+        }
+    }
+}
+
+/// Waits a little: commands hold it shared while they bring the catalog up to date.
+fn take_lock(disk: &Disk) -> Result<File, StoreError> {
+    let begin = Instant::now();
+    loop {
+        if let Some(lock) = disk.try_lock(WRITER_LOCK, LockMode::Exclusive)? {
+            return Ok(lock);
+        }
+        if begin.elapsed() > LOCK_PATIENCE {
+            return Err(StoreError::Locked { path: disk.root().join(WRITER_LOCK) });
+        }
+        thread::sleep(LOCK_PAUSE);
+    }
+}
+
+/// Brings a group up to date and answers its head.
+fn open_group(disk: &Disk, catalog: &mut Catalog, group: &GroupName) -> Result<Option<Position>, StoreError> {
+    disk.prepare_group(group)?;
+    let chain = catalog.refresh(disk, group)?;
+    for segment in &chain.unattached {
+        let path = disk.detach(group, &segment.file)?;
+        tracing::error!(%group, why = segment.why, path = %path.display(), "a segment is not reached by its chain and was set aside");
+    }
+    // What a crash left behind its rename may not be durable by name yet.
+    disk.sync_segments(group)?;
+    Ok(chain.head)
+}
