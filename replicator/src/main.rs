@@ -1,1 +1,82 @@
-fn main() {}
+//! The `thirdsite` command: the daemons of both sites and the operator's tools. The only crate that wires the others.
+//!
+//! Begin with [`args`], the command line; `source.rs` and `site.rs` are the daemons, `commands/` the rest.
+
+mod args;
+mod commands;
+mod control;
+mod failure;
+mod identity;
+mod output;
+mod settings;
+mod site;
+mod source;
+mod supervise;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Cli, Command, IdentityCommand, PointCommand, SiteCommand, SourceCommand};
+use crate::failure::{Failure, exit};
+use crate::settings::SettingsError;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter =
+        EnvFilter::try_from_env("THIRDSITE_LOG").unwrap_or_else(|_| EnvFilter::new("info,quinn=warn"));
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_target(false).with_ansi(colours).init();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let failure = describe(&error);
+            eprintln!("thirdsite: {}", failure.message);
+            if let Some(hint) = failure.hint {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Identity(IdentityCommand::New { dir, name, json }) => identity::new(&dir, &name, json),
+        Command::Identity(IdentityCommand::Show { dir, json }) => identity::show(&dir, json),
+        Command::Source(SourceCommand::Run { config, accept_resize }) => {
+            runtime()?.block_on(source::run(&config, &accept_resize))
+        }
+        Command::Source(SourceCommand::Supervise { config }) => runtime()?.block_on(supervise::run(&config)),
+        Command::Site(SiteCommand::Run { config }) => runtime()?.block_on(site::run(&config)),
+        Command::Site(SiteCommand::Enroll { config, name, fingerprint, groups, json }) => {
+            site::enroll(&config, &name, &fingerprint, groups, json)
+        }
+        Command::Site(SiteCommand::Expel { config, name }) => site::expel(&config, &name),
+        Command::Cut(args) => commands::cut(&args),
+        Command::Status(args) => commands::status(&args),
+        Command::Point(PointCommand::List { group, store, last, json }) => {
+            commands::list_points(&group, &store.store, last, json)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("tokio").build()?)
+}
+
+/// What to print, and the exit code: that of the first failure in the chain, with everything that was said before it.
+fn describe(error: &anyhow::Error) -> Failure {
+    let message = format!("{error:#}");
+    if let Some(failure) = error.chain().find_map(|cause| cause.downcast_ref::<Failure>()) {
+        return Failure { message, ..failure.clone() };
+    }
+    if error.chain().any(|cause| cause.is::<SettingsError>()) {
+        return Failure::new(exit::INVALID, message, "examples/ has commented settings for both sites");
+    }
+    Failure::new(exit::FAILED, message, "")
+}

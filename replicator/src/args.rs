@@ -1,0 +1,309 @@
+//! The command line. Names and ids that one command prints are accepted by the others.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chrono::{DateTime, FixedOffset};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use journal_format::{BookmarkName, GroupName, PointId, VolumeName};
+
+use crate::settings::Listen;
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong arguments or settings; 3 damaged data; 4 a daemon, site or \
+program cannot be reached; 5 a disk or limit is full; 6 time ran out; 7 timelines diverged or fenced.";
+
+/// Asynchronous disaster recovery of virtual machines to a third, far site.
+#[derive(Debug, Parser)]
+#[command(name = "thirdsite", version, after_help = EXIT_CODES, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make and show the identity by which the sites know each other
+    #[command(subcommand)]
+    Identity(IdentityCommand),
+    /// Run the agent at the protected site
+    #[command(subcommand)]
+    Source(SourceCommand),
+    /// Run the recovery site and say who may send to it
+    #[command(subcommand)]
+    Site(SiteCommand),
+    /// End a group's epoch now: a recovery point, with a name if wanted
+    Cut(CutArgs),
+    /// What the daemons know of their groups: state, lag, backlog, actual RPO, last point
+    Status(StatusArgs),
+    /// Recovery points of a store
+    #[command(subcommand)]
+    Point(PointCommand),
+    /// Serve the volumes of a point over NBD
+    Export(ExportArgs),
+    /// Write a volume of a point to a file or device
+    Restore(RestoreArgs),
+    /// Start the VMs of a point, on overlays, in an isolated network
+    Boot(BootArgs),
+    /// Read and re-hash everything in a store
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum IdentityCommand {
+    /// Make a new identity: a key (mode 0600) and its certificate in a folder
+    New {
+        /// Folder to make
+        #[arg(long)]
+        dir: PathBuf,
+        /// Name of this host or site, for people
+        #[arg(long)]
+        name: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show an identity's fingerprint, to be compared by people and put into the other side's settings
+    Show {
+        /// Folder of the identity
+        #[arg(long)]
+        dir: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SourceCommand {
+    /// Serve the taps, keep the journal and ship it; uses sockets handed over by socket activation if there are any
+    Run {
+        /// Settings file (source.toml)
+        #[arg(long)]
+        config: PathBuf,
+        /// Accept that the leg of GROUP/VOLUME has another size than before
+        #[arg(long, value_name = "GROUP/VOLUME")]
+        accept_resize: Vec<String>,
+    },
+    /// Hold the taps' listening sockets and keep 'source run' running behind them, for hosts without systemd
+    Supervise {
+        /// Settings file (source.toml)
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SiteCommand {
+    /// Receive, verify and keep segments
+    Run {
+        /// Settings file (site.toml)
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Allow a protected site to send groups here; takes effect at once
+    Enroll {
+        /// Settings file (site.toml)
+        #[arg(long)]
+        config: PathBuf,
+        /// Name for the protected site
+        #[arg(long)]
+        name: String,
+        /// Fingerprint that 'thirdsite identity show' prints there
+        #[arg(long)]
+        fingerprint: String,
+        /// Group that it may send; repeat for several
+        #[arg(long = "group", required = true)]
+        groups: Vec<GroupName>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Withdraw an enrolment; live connections end within seconds
+    Expel {
+        /// Settings file (site.toml)
+        #[arg(long)]
+        config: PathBuf,
+        /// Name of the protected site
+        #[arg(long)]
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CutArgs {
+    /// Group to cut
+    pub(crate) group: GroupName,
+    /// Name for the point
+    #[arg(long)]
+    pub(crate) bookmark: Option<BookmarkName>,
+    /// Return when the recovery site's receipt covers the point
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// How long to wait for the receipt
+    #[arg(long, default_value = "5min", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    pub(crate) timeout: Duration,
+    /// Control socket of the agent
+    #[arg(long, env = "THIRDSITE_SOURCE_CONTROL", default_value = "/run/thirdsite/source.sock")]
+    pub(crate) control: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Control socket of a daemon; repeat for several [default: both daemons' sockets in /run/thirdsite]
+    #[arg(long)]
+    pub(crate) control: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PointCommand {
+    /// List the points of a group, oldest first
+    List {
+        /// The group
+        group: GroupName,
+        #[command(flatten)]
+        store: StoreArg,
+        /// Only the newest N
+        #[arg(long, value_name = "N")]
+        last: Option<usize>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreArg {
+    /// Folder of the store
+    #[arg(long, value_name = "STORE")]
+    pub(crate) store: PathBuf,
+}
+
+/// Which point.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct PointArg {
+    /// Point with this id, as 'point list' prints it
+    #[arg(long, value_name = "ID")]
+    pub(crate) point: Option<PointId>,
+    /// Newest point not after this time, for example 2026-11-23T10:00:00Z
+    #[arg(long, value_name = "RFC3339")]
+    pub(crate) at: Option<DateTime<FixedOffset>>,
+    /// Newest point
+    #[arg(long)]
+    pub(crate) latest: bool,
+    /// Newest point with this name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) bookmark: Option<BookmarkName>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// The group
+    pub(crate) group: GroupName,
+    #[command(flatten)]
+    pub(crate) point: PointArg,
+    #[command(flatten)]
+    pub(crate) store: StoreArg,
+    /// Where to serve: unix:PATH or ADDRESS:PORT
+    #[arg(long, value_name = "unix:PATH|HOST:PORT")]
+    pub(crate) listen: Listen,
+    /// Accept writes into a temporary overlay; the point stays as it is
+    #[arg(long)]
+    pub(crate) writable: bool,
+    /// Folder for the overlay
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    pub(crate) scratch: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImageFormat {
+    /// Sparse raw image
+    Raw,
+    /// qcow2 image (needs qemu-img)
+    Qcow2,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// The group
+    pub(crate) group: GroupName,
+    /// Volume to write
+    #[arg(long, value_name = "NAME")]
+    pub(crate) volume: VolumeName,
+    #[command(flatten)]
+    pub(crate) point: PointArg,
+    #[command(flatten)]
+    pub(crate) store: StoreArg,
+    /// File or block device to write
+    #[arg(long, value_name = "FILE|DEVICE")]
+    pub(crate) output: PathBuf,
+    /// Format of the image
+    #[arg(long, value_enum, default_value = "raw")]
+    pub(crate) format: ImageFormat,
+    /// Replace a file, or write to a device, that has content
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Network {
+    /// The guest reaches nothing
+    Isolated,
+    /// The guest reaches out through this host (QEMU user networking)
+    User,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BootArgs {
+    /// The group
+    pub(crate) group: GroupName,
+    #[command(flatten)]
+    pub(crate) point: PointArg,
+    #[command(flatten)]
+    pub(crate) store: StoreArg,
+    /// VM to start, if the group has several
+    #[arg(long)]
+    pub(crate) vm: Option<String>,
+    /// File for the guest's serial console [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) console: Option<PathBuf>,
+    /// Text on the console that says that the guest is up [default: 'ready' of the VM definition]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) ready: Option<String>,
+    /// How long the guest may take until it is up
+    #[arg(long, default_value = "5min", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    pub(crate) timeout: Duration,
+    /// What the guest's network cards are connected to
+    #[arg(long, value_enum, default_value = "isolated")]
+    pub(crate) network: Network,
+    /// Stop the VM when it is up
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Keep the overlay with the guest's writes in this folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keep: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArg,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

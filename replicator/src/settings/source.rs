@@ -1,0 +1,266 @@
+//! `source.toml`: the protected site's agent.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use journal_format::definition::{DEFINITION_VERSION, Disk, Firmware, GroupDefinition, Nic, VmDefinition};
+use journal_format::segment::VolumeKind;
+use journal_format::{GroupName, VolumeName};
+use serde::Deserialize;
+
+use super::Settings;
+use super::units::{Listen, duration, size};
+
+const MEMORY_BUDGET_MIN_BYTES: u64 = 16 << 20;
+const JOURNAL_LIMIT_MIN_BYTES: u64 = 64 << 20;
+
+/// The protected site's settings.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SourceSettings {
+    version: u32,
+    /// Folder made by `identity new`.
+    pub(crate) identity: PathBuf,
+    /// Folder of the journals.
+    pub(crate) journal: PathBuf,
+    /// Unix socket for `status` and `cut`.
+    pub(crate) control: PathBuf,
+    /// The recovery site.
+    pub(crate) site: SiteTable,
+    /// Where VMs find their disks.
+    pub(crate) tap: TapTable,
+    /// The groups.
+    #[serde(default, rename = "group")]
+    pub(crate) groups: Vec<GroupTable>,
+}
+
+/// `[site]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SiteTable {
+    /// `HOST:PORT` of the site's daemon.
+    pub(crate) address: String,
+    /// Fingerprint of the site's identity.
+    pub(crate) fingerprint: String,
+}
+
+/// `[tap]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TapTable {
+    /// Listening sockets, in the order in which socket activation hands them over.
+    pub(crate) listen: Vec<Listen>,
+}
+
+/// `[[group]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GroupTable {
+    /// Name of the group.
+    pub(crate) name: GroupName,
+    /// Time between two cuts.
+    #[serde(default = "default_cut_interval", deserialize_with = "duration")]
+    pub(crate) cut_interval: Duration,
+    /// Limit of the payload in memory, in bytes.
+    #[serde(default = "default_memory_budget", deserialize_with = "size")]
+    pub(crate) memory_budget: u64,
+    /// Limit of the journal on disk, in bytes.
+    #[serde(default = "default_journal_limit", deserialize_with = "size")]
+    pub(crate) journal_limit: u64,
+    /// zstd level of the segments.
+    #[serde(default = "default_compression_level")]
+    pub(crate) compression_level: i32,
+    /// Volumes.
+    #[serde(default, rename = "volume")]
+    pub(crate) volumes: Vec<VolumeTable>,
+    /// VMs.
+    #[serde(default, rename = "vm")]
+    pub(crate) vms: Vec<VmTable>,
+}
+
+/// `[[group.volume]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VolumeTable {
+    /// Name of the volume.
+    pub(crate) name: VolumeName,
+    /// Raw file or block device.
+    pub(crate) leg: PathBuf,
+    /// What it holds.
+    #[serde(default)]
+    kind: KindWord,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum KindWord {
+    #[default]
+    Disk,
+    Firmware,
+}
+
+impl VolumeTable {
+    /// What the volume holds.
+    pub(crate) fn kind(&self) -> VolumeKind {
+        match self.kind {
+            KindWord::Disk => VolumeKind::Disk,
+            KindWord::Firmware => VolumeKind::Firmware,
+        }
+    }
+}
+
+/// `[[group.vm]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VmTable {
+    name: String,
+    machine: String,
+    #[serde(default = "default_accel")]
+    accel: String,
+    cpu: String,
+    #[serde(default = "default_cpus")]
+    cpus: u32,
+    #[serde(deserialize_with = "size")]
+    memory: u64,
+    uuid: Option<String>,
+    firmware: Firmware,
+    #[serde(default, rename = "disk")]
+    disks: Vec<Disk>,
+    #[serde(default, rename = "nic")]
+    nics: Vec<Nic>,
+    ready: Option<String>,
+}
+
+impl GroupTable {
+    /// The definition that travels with the points, if there is a VM.
+    pub(crate) fn definition(&self) -> Option<GroupDefinition> {
+        let vm = |table: &VmTable| VmDefinition {
+            name: table.name.clone(),
+            machine: table.machine.clone(),
+            accel: table.accel.clone(),
+            cpu: table.cpu.clone(),
+            cpus: table.cpus,
+            memory_bytes: table.memory,
+            uuid: table.uuid.clone(),
+            firmware: table.firmware.clone(),
+            disks: table.disks.clone(),
+            nics: table.nics.clone(),
+            ready: table.ready.clone(),
+        };
+        let vms: Vec<VmDefinition> = self.vms.iter().map(vm).collect();
+        (!vms.is_empty()).then_some(GroupDefinition { version: DEFINITION_VERSION, vms })
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let group = &self.name;
+        if self.volumes.is_empty() {
+            return Err(format!("group '{group}' has no [[group.volume]]"));
+        }
+        if let Some(name) = first_double(self.volumes.iter().map(|volume| &volume.name)) {
+            return Err(format!("group '{group}' has two volumes named '{name}'"));
+        }
+        if self.cut_interval < Duration::from_millis(10) {
+            return Err(format!("group '{group}': cut_interval is shorter than 10ms"));
+        }
+        if self.memory_budget < MEMORY_BUDGET_MIN_BYTES {
+            return Err(format!("group '{group}': memory_budget is smaller than 16MiB"));
+        }
+        if self.journal_limit < JOURNAL_LIMIT_MIN_BYTES {
+            return Err(format!("group '{group}': journal_limit is smaller than 64MiB"));
+        }
+        if !(-7..=19).contains(&self.compression_level) {
+            return Err(format!("group '{group}': compression_level is not between -7 and 19"));
+        }
+        self.vms.iter().try_for_each(|vm| self.check_vm(vm))
+    }
+
+    fn check_vm(&self, vm: &VmTable) -> Result<(), String> {
+        let place = format!("group '{}', VM '{}'", self.name, vm.name);
+        if matches!(vm.machine.as_str(), "pc" | "q35") {
+            return Err(format!(
+                "{place}: machine '{}' is an alias that changes with QEMU's version; name the versioned type, for example pc-q35-10.0",
+                vm.machine
+            ));
+        }
+        if matches!(vm.cpu.as_str(), "host" | "max") {
+            return Err(format!(
+                "{place}: cpu '{}' differs from host to host; name a model, for example qemu64",
+                vm.cpu
+            ));
+        }
+        let vars = match &vm.firmware {
+            Firmware::Uefi { vars, .. } => Some(vars),
+            _ => None,
+        };
+        let used = vm.disks.iter().map(|disk| &disk.volume).chain(vars);
+        for volume in used {
+            if !self.volumes.iter().any(|known| &known.name == volume) {
+                return Err(format!("{place} uses volume '{volume}', which the group does not have"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Settings for SourceSettings {
+    fn version(&self) -> u32 {
+        self.version
+    }
+
+    fn resolve(&mut self, folder: &Path) {
+        for path in [&mut self.identity, &mut self.journal, &mut self.control] {
+            *path = folder.join(&path);
+        }
+        self.tap.listen.iter_mut().for_each(|listen| listen.resolve(folder));
+        for volume in self.groups.iter_mut().flat_map(|group| &mut group.volumes) {
+            volume.leg = folder.join(&volume.leg);
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.groups.is_empty() {
+            return Err("there is no [[group]]: nothing is protected".to_owned());
+        }
+        if self.tap.listen.is_empty() {
+            return Err("[tap] listen is empty: no VM could reach its disk".to_owned());
+        }
+        if let Some(name) = first_double(self.groups.iter().map(|group| &group.name)) {
+            return Err(format!("two groups are named '{name}'"));
+        }
+        let legs = self.groups.iter().flat_map(|group| &group.volumes).map(|volume| &volume.leg);
+        if let Some(leg) = first_double(legs) {
+            return Err(format!("leg '{}' is used by two volumes", leg.display()));
+        }
+        self.groups.iter().try_for_each(GroupTable::check)
+    }
+}
+
+fn first_double<'a, T: Eq + std::hash::Hash>(mut items: impl Iterator<Item = &'a T>) -> Option<&'a T> {
+    let mut seen = HashSet::new();
+    items.find(|item| !seen.insert(*item))
+}
+
+fn default_cut_interval() -> Duration {
+    Duration::from_secs(1)
+}
+
+fn default_memory_budget() -> u64 {
+    256 << 20
+}
+
+fn default_journal_limit() -> u64 {
+    10 << 30
+}
+
+fn default_compression_level() -> i32 {
+    1
+}
+
+fn default_accel() -> String {
+    "kvm:tcg".to_owned()
+}
+
+fn default_cpus() -> u32 {
+    1
+}

@@ -1,0 +1,210 @@
+//! One group of the agent: its journal, its taps, its threads, and its way to the recovery site.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use journal::{
+    Clock, CutRequest, DirStorage, FileLeg, Group, GroupSettings, JournalError, Leg, SealedCut, TapVolume,
+    VolumeSettings, Workers,
+};
+use journal_format::GroupName;
+use journal_format::segment::BuildOptions;
+use journal_nbd::{Arena, Exports};
+use serde_json::{Value, json};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tracing::error;
+use transport::{Identity, LinkOptions, Outbox, SourceLink};
+
+use super::confirmed::Confirmed;
+use super::cutter::Cutter;
+use super::outbox::Shipping;
+use crate::failure::{Failure, exit, with_causes};
+use crate::settings::{GroupTable, SourceSettings, VolumeTable};
+
+/// What opening a group needs besides its table.
+pub(super) struct Opening<'a> {
+    pub(super) settings: &'a SourceSettings,
+    pub(super) accept_resize: &'a [String],
+    pub(super) arena: Arena,
+    pub(super) clock: Arc<dyn Clock>,
+}
+
+/// One group.
+pub(super) struct Member {
+    pub(super) group: Arc<Group>,
+    pub(super) folder: PathBuf,
+    pub(super) confirmed: Arc<Confirmed>,
+    pub(super) wake: Arc<Notify>,
+    pub(super) link: Mutex<LinkReport>,
+    pub(super) clock: Arc<dyn Clock>,
+    cut_interval: Duration,
+    memory_budget: u64,
+}
+
+/// How the link stands, for `status`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LinkReport {
+    pub(super) connected: bool,
+    /// Why it is not, or what the site refused.
+    pub(super) reason: Option<String>,
+}
+
+/// A group's threads.
+pub(super) struct Running {
+    workers: Workers,
+    cutter: Cutter,
+}
+
+impl Running {
+    /// Ends the threads when everything that was cut is sealed.
+    pub(super) fn stop(self) {
+        drop(self.cutter);
+        self.workers.stop();
+    }
+}
+
+impl Member {
+    pub(super) fn open(opening: &Opening<'_>, table: &GroupTable) -> Result<Member, Failure> {
+        let failed = |error: JournalError| Failure::of(&error, error.kind(), error.hint());
+        let volumes = table.volumes.iter().map(|volume| {
+            let full_name = format!("{}/{}", table.name, volume.name);
+            let accept_resize = opening.accept_resize.contains(&full_name);
+            let leg = open_leg(volume)?;
+            Ok(VolumeSettings { name: volume.name.clone(), kind: volume.kind(), leg, accept_resize })
+        });
+        let volumes = volumes.collect::<Result<_, JournalError>>().map_err(failed)?;
+        let folder = opening.settings.journal.join(table.name.as_str());
+        let storage = open_storage(table, &folder).map_err(failed)?;
+        let wake = Arc::new(Notify::new());
+        let settings = GroupSettings {
+            name: table.name.clone(),
+            volumes,
+            definition: table.definition(),
+            memory_budget_bytes: table.memory_budget,
+            journal_limit_bytes: table.journal_limit,
+            build: BuildOptions { level: table.compression_level, ..BuildOptions::default() },
+        };
+        let confirmed = Arc::new(Confirmed::default());
+        let (noted, woken) = (confirmed.clone(), wake.clone());
+        let observer = Box::new(move |point: Option<SealedCut>| {
+            if let Some(point) = point {
+                noted.sealed(point);
+            }
+            woken.notify_one();
+        });
+        let group = Group::open(settings, storage, opening.clock.clone(), opening.arena.clone(), observer);
+        Ok(Member {
+            group: group.map_err(failed)?,
+            folder,
+            confirmed,
+            wake,
+            link: Mutex::default(),
+            clock: opening.clock.clone(),
+            cut_interval: table.cut_interval,
+            memory_budget: table.memory_budget,
+        })
+    }
+
+    pub(super) fn name(&self) -> &GroupName {
+        self.group.name()
+    }
+
+    /// Adds the group's taps, each under `GROUP/VOLUME`.
+    pub(super) fn serve(&self, exports: &Exports) -> anyhow::Result<()> {
+        for (number, volume) in self.group.volumes().iter().enumerate() {
+            let tap = TapVolume::new(self.group.clone(), number);
+            exports.add(&format!("{}/{}", self.name(), volume.name), Arc::new(tap))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn start(&self) -> io::Result<Running> {
+        let workers = Workers::start(self.group.clone())?;
+        let cutter = Cutter::start(self.group.clone(), self.cut_interval, self.memory_budget)?;
+        Ok(Running { workers, cutter })
+    }
+
+    /// Ends in order, after the taps.
+    pub(super) fn close(&self) {
+        if let Err(error) = self.group.close() {
+            error!(group = %self.name(), error = %with_causes(&error), "the next start begins with a resync");
+        }
+    }
+
+    /// Cuts now. With `wait`, answers when the site's receipt covers a point at or behind this cut: if a resync is under way, the
+    /// first point after it.
+    pub(super) fn cut(&self, request: &CutRequest, wait: Option<Duration>) -> Result<Value, Failure> {
+        let deadline = wait.map(|wait| Instant::now() + wait);
+        loop {
+            let sealed = self.sealed(request)?;
+            let Some(deadline) = deadline else { return Ok(self.cut_answer(sealed, false)) };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !self.confirmed.wait(sealed.position.sequence, left) {
+                let state = self.link.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let hint = state.reason.unwrap_or_else(|| {
+                    "the link is slow or the backlog long; see 'thirdsite status'".to_owned()
+                });
+                let message = format!(
+                    "the cut is sealed as {}, but the recovery site has not confirmed it in time",
+                    sealed.point
+                );
+                return Err(Failure::new(exit::TIMEOUT, message, &hint));
+            }
+            if sealed.is_point {
+                return Ok(self.cut_answer(sealed, true));
+            }
+        }
+    }
+
+    fn sealed(&self, request: &CutRequest) -> Result<SealedCut, Failure> {
+        let answer = self.group.cut(request.clone()).recv();
+        let sealed = answer
+            .map_err(|_| Failure::new(exit::FAILED, "the agent is ending", "cut again when it is back"))?;
+        sealed.map_err(|error| Failure::of(&error, error.kind(), error.hint()))
+    }
+
+    fn cut_answer(&self, sealed: SealedCut, confirmed: bool) -> Value {
+        json!({
+            "group": self.name(),
+            "point": sealed.point,
+            "position": sealed.position.to_string(),
+            "time": super::time_text(sealed.time),
+            "is_point": sealed.is_point,
+            "confirmed": confirmed,
+        })
+    }
+}
+
+fn open_leg(volume: &VolumeTable) -> Result<Arc<dyn Leg>, JournalError> {
+    let leg = FileLeg::open(&volume.leg).map_err(|source| JournalError::Leg {
+        volume: volume.name.clone(),
+        path: volume.leg.display().to_string(),
+        source,
+    })?;
+    Ok(Arc::new(leg))
+}
+
+fn open_storage(table: &GroupTable, folder: &Path) -> Result<Arc<DirStorage>, JournalError> {
+    DirStorage::open(folder).map(Arc::new).map_err(|source| JournalError::Storage {
+        group: table.name.clone(),
+        action: format!("opening its folder '{}'", folder.display()),
+        source,
+    })
+}
+
+/// Starts to ship every group.
+pub(super) fn start_link(
+    settings: &SourceSettings,
+    identity: Identity,
+    members: &[Arc<Member>],
+    seed: u64,
+) -> anyhow::Result<SourceLink> {
+    let site = crate::identity::parse_fingerprint(&settings.site.fingerprint)?;
+    let outboxes = members.iter().map(|member| Arc::new(Shipping(member.clone())) as Arc<dyn Outbox>);
+    let options = LinkOptions::new(&settings.site.address, seed);
+    let link = SourceLink::start(options, Arc::new(identity), site, outboxes.collect(), &Handle::current());
+    link.map_err(|error| Failure::invalid(with_causes(&error), "check [site] in the settings").into())
+}

@@ -1,0 +1,75 @@
+//! What `thirdsite status` says of the protected site.
+
+use std::sync::{Arc, PoisonError};
+
+use journal::GroupStatus;
+use journal_format::GroupName;
+use serde_json::{Value, json};
+
+use super::member::{LinkReport, Member};
+use crate::failure::Failure;
+
+pub(super) fn report(members: &[Arc<Member>], failed: &[(GroupName, Failure)]) -> Value {
+    let mut groups: Vec<Value> = members.iter().map(|member| group(member)).collect();
+    for (name, failure) in failed {
+        groups
+            .push(json!({"name": name, "state": "failed", "detail": failure.message, "hint": failure.hint}));
+    }
+    json!({"role": "source", "version": env!("CARGO_PKG_VERSION"), "groups": groups})
+}
+
+fn group(member: &Member) -> Value {
+    let status = member.group.status();
+    let link = member.link.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let confirmed = member.confirmed.newest();
+    let lag = confirmed.map(|point| lag_seconds(member, &status, point));
+    let (state, detail) = state(&status, &link, confirmed.is_some());
+    let volumes = member.group.volumes().iter().map(|volume| {
+        let export = format!("{}/{}", member.name(), volume.name);
+        json!({"name": volume.name, "size_bytes": volume.size_bytes, "export": export})
+    });
+    json!({
+        "name": member.name(),
+        "state": state,
+        "detail": detail,
+        "connected": link.connected,
+        "lag_seconds": lag,
+        "last_point": status.last_point.map(|point| json!({"id": point.point, "time": super::time_text(point.time)})),
+        "confirmed_point": confirmed.map(|point| json!({"id": point.point, "time": super::time_text(point.time)})),
+        "open_epoch": status.open_epoch,
+        "head": status.head.map(|position| position.to_string()),
+        "acknowledged": status.acknowledged.map(|position| position.to_string()),
+        "counters": status.counters,
+        "volumes": volumes.collect::<Vec<_>>(),
+    })
+}
+
+/// How far the recovery site is behind: nothing, if it has the last point and nothing was written since.
+fn lag_seconds(member: &Member, status: &GroupStatus, confirmed: journal::SealedCut) -> f64 {
+    let newest = status.last_point.is_none_or(|point| point.point == confirmed.point);
+    if newest && !member.group.wants_cut() {
+        return 0.0;
+    }
+    member.clock.now().seconds_since(confirmed.time)
+}
+
+/// The state in one word, and what it means.
+pub(super) fn state(status: &GroupStatus, link: &LinkReport, confirmed: bool) -> (&'static str, String) {
+    let counters = &status.counters;
+    let reason = || link.reason.clone().unwrap_or_else(|| "no connection yet".to_owned());
+    if !link.connected {
+        return ("disconnected", format!("the recovery site is not connected: {}", reason()));
+    }
+    if counters.dirty_bytes > 0 {
+        let done = counters.resync_total_bytes - counters.dirty_bytes;
+        let percent = done * 100 / counters.resync_total_bytes.max(1);
+        return ("syncing", format!("degraded: resync {percent} %; no new point until it is done"));
+    }
+    match &link.reason {
+        Some(reason) => ("refused", format!("the recovery site refuses: {reason}")),
+        None if !confirmed => {
+            ("syncing", "everything is read; the recovery site has not confirmed a point yet".to_owned())
+        }
+        None => ("protected", "the recovery site confirms points".to_owned()),
+    }
+}
