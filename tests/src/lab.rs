@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -171,7 +172,15 @@ impl Lab {
     /// # Errors
     /// If anything of that fails.
     pub fn new(groups: &[GroupSpec]) -> anyhow::Result<Lab> {
-        let folder = tempfile::Builder::new().prefix("thirdsite-").tempdir()?;
+        Lab::new_in(&std::env::temp_dir(), groups)
+    }
+
+    /// The same in a folder below `place`.
+    ///
+    /// # Errors
+    /// As [`Lab::new`].
+    pub fn new_in(place: &Path, groups: &[GroupSpec]) -> anyhow::Result<Lab> {
+        let folder = tempfile::Builder::new().prefix("thirdsite-").tempdir_in(place)?;
         let thirdsite = binary("thirdsite")?;
         let lab = Lab { folder, groups: groups.to_vec(), thirdsite, site: None, source: None };
         for group in groups {
@@ -197,9 +206,17 @@ impl Lab {
     /// # Errors
     /// As [`Lab::new`].
     pub fn demo(sizes: &[u64]) -> anyhow::Result<Lab> {
+        Lab::demo_in(&std::env::temp_dir(), sizes)
+    }
+
+    /// The same in a folder below `place`.
+    ///
+    /// # Errors
+    /// As [`Lab::new`].
+    pub fn demo_in(place: &Path, sizes: &[u64]) -> anyhow::Result<Lab> {
         let volumes = sizes.iter().enumerate().map(|(number, &size)| (format!("disk{number}"), size));
         let volumes = volumes.collect();
-        Lab::new(&[GroupSpec { name: "demo".to_owned(), volumes, extra: String::new() }])
+        Lab::new_in(place, &[GroupSpec { name: "demo".to_owned(), volumes, extra: String::new() }])
     }
 
     fn new_identity(&self, folder: &str, name: &str) -> anyhow::Result<String> {
@@ -250,12 +267,54 @@ impl Lab {
         Ok(())
     }
 
+    /// Waits until a resync of the group has read everything.
+    ///
+    /// # Errors
+    /// If that does not happen.
+    pub fn wait_until_swept(&self, group: &str) -> anyhow::Result<()> {
+        self.eventually("the end of the resync", |lab| {
+            Ok(lab.source_status(group)?["counters"]["dirty_bytes"] == 0)
+        })
+    }
+
+    /// What the agent says of a group.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn source_status(&self, group: &str) -> anyhow::Result<Value> {
+        self.status("source.sock", group)
+    }
+
+    /// What the recovery site says of a group.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn site_status(&self, group: &str) -> anyhow::Result<Value> {
+        self.status("site.sock", group)
+    }
+
+    fn status(&self, control: &str, group: &str) -> anyhow::Result<Value> {
+        let control = self.path(control).display().to_string();
+        let status = self.json(&["status", "--json", "--control", &control])?;
+        let groups = status["groups"].as_array().context("no groups in the status")?;
+        let found = groups.iter().find(|entry| entry["name"] == group);
+        Ok(found.with_context(|| format!("group {group} is not in the status"))?.clone())
+    }
+
     /// Starts a daemon without waiting for it.
     ///
     /// # Errors
     /// If it cannot be started.
     pub fn daemon(&self, name: &str, args: &[&str], config: &str) -> anyhow::Result<Daemon> {
         Daemon::start(name, Command::new(&self.thirdsite).args(args).arg(self.path(config)))
+    }
+
+    /// Starts a command of the CLI that keeps running.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn(&self, name: &str, args: &[&str]) -> anyhow::Result<Daemon> {
+        Daemon::start(name, Command::new(&self.thirdsite).args(args).stdout(Stdio::null()))
     }
 
     /// Kills the agent with SIGKILL.
@@ -274,6 +333,14 @@ impl Lab {
     /// If it cannot be started.
     pub fn output(&self, args: &[&str]) -> anyhow::Result<Output> {
         Ok(Command::new(&self.thirdsite).args(args).stdin(Stdio::null()).output()?)
+    }
+
+    /// Runs the CLI with another search path for programs.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn output_with_path(&self, path: &str, args: &[&str]) -> anyhow::Result<Output> {
+        Ok(Command::new(&self.thirdsite).env("PATH", path).args(args).stdin(Stdio::null()).output()?)
     }
 
     /// Runs the CLI, which has to succeed; answers its standard output.
@@ -354,7 +421,11 @@ impl Lab {
     ///
     /// # Errors
     /// If it fails, or stays false for too long.
-    pub fn eventually(&self, what: &str, mut check: impl FnMut(&Lab) -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    pub fn eventually(
+        &self,
+        what: &str,
+        mut check: impl FnMut(&Lab) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
             if check(self)? {
@@ -373,6 +444,73 @@ impl Lab {
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
+}
+
+/// Kills a process with SIGKILL.
+///
+/// # Errors
+/// If there is no such process.
+pub fn kill(id: u32) -> anyhow::Result<()> {
+    let status = Command::new("kill").args(["-9", &id.to_string()]).status()?;
+    ensure!(status.success(), "no process {id}");
+    Ok(())
+}
+
+/// A small file system in memory, to be filled; unmounted when dropped.
+pub struct SmallDisk {
+    place: PathBuf,
+}
+
+impl SmallDisk {
+    /// Mounts one of so many bytes. Needs root.
+    ///
+    /// # Errors
+    /// If it cannot be mounted.
+    pub fn mount(place: &Path, size_bytes: u64) -> anyhow::Result<SmallDisk> {
+        fs::create_dir_all(place)?;
+        let disk = SmallDisk { place: place.to_owned() };
+        disk.mount_with(&format!("size={size_bytes}"))?;
+        Ok(disk)
+    }
+
+    /// Makes it larger.
+    ///
+    /// # Errors
+    /// If it cannot be remounted.
+    pub fn grow(&self, size_bytes: u64) -> anyhow::Result<()> {
+        self.mount_with(&format!("remount,size={size_bytes}"))
+    }
+
+    fn mount_with(&self, options: &str) -> anyhow::Result<()> {
+        let mut mount = Command::new("mount");
+        let status =
+            mount.args(["-t", "tmpfs", "-o", options, "thirdsite-test"]).arg(&self.place).status()?;
+        ensure!(
+            status.success(),
+            "a small tmpfs cannot be mounted (options {options}): run the tests as root"
+        );
+        Ok(())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily, because a daemon may still have its folder open.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.place).status();
+    }
+}
+
+/// Waits until somebody listens on a unix socket.
+///
+/// # Errors
+/// If nobody does for too long.
+pub fn wait_for_socket(socket: &Path) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while UnixStream::connect(socket).is_err() {
+        ensure!(begun.elapsed() < PATIENCE, "nobody listens on {}", socket.display());
+        thread::yield_now();
+    }
+    Ok(())
 }
 
 fn site_settings(port: u16) -> String {

@@ -182,7 +182,12 @@ impl Shared {
         }
     }
 
-    fn issue(&self, volume: usize, client: &mut Client, random: &mut Random) -> Result<(u64, usize), ClientError> {
+    fn issue(
+        &self,
+        volume: usize,
+        client: &mut Client,
+        random: &mut Random,
+    ) -> Result<(u64, usize), ClientError> {
         let block = random.below(self.shape.blocks);
         let blocks = 1 + random.below((self.shape.blocks - block).min(self.shape.blocks_per_write));
         let number = {

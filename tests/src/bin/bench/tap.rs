@@ -1,0 +1,240 @@
+//! The tap against other NBD servers, on the same file in memory, driven by fio.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::{Value, json};
+use tests::lab::Lab;
+
+use super::Options;
+
+const FILE_BYTES: u64 = 1 << 30;
+
+/// A pattern of requests.
+struct Job {
+    name: &'static str,
+    rw: &'static str,
+    block_size: &'static str,
+    depth: &'static str,
+}
+
+const JOBS: [Job; 2] = [
+    Job { name: "4k-random-qd16", rw: "randwrite", block_size: "4k", depth: "16" },
+    Job { name: "1m-sequential-qd4", rw: "write", block_size: "1m", depth: "4" },
+];
+
+/// The servers, in the order of the table; the first is ours.
+const SERVERS: [&str; 3] = ["thirdsite", "qemu-nbd", "nbdkit"];
+
+/// One measurement.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    operations_per_second: f64,
+    megabytes_per_second: f64,
+    /// CPU time of the whole server for one operation, in microseconds.
+    cpu_us: f64,
+    /// CPU time of the threads that serve connections, in microseconds; the whole server's for the peers.
+    serving_cpu_us: f64,
+}
+
+/// A server under test.
+struct Running {
+    id: u32,
+    uri: String,
+    _guard: Guard,
+}
+
+enum Guard {
+    Ours(Box<Lab>),
+    Peer(Peer),
+}
+
+struct Peer {
+    child: Child,
+    /// Removed with the server.
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(super) fn run(options: Options) -> anyhow::Result<()> {
+    for tool in ["fio", "qemu-nbd", "nbdkit"] {
+        let found = Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        found.with_context(|| format!("'{tool}' is missing; .ci/setup installs it"))?;
+    }
+    let mut samples: BTreeMap<(&str, &str), Vec<Sample>> = BTreeMap::new();
+    for round in 0..options.rounds {
+        for job in &JOBS {
+            for place in 0..SERVERS.len() {
+                // The order rotates, so that no server always has the quiet moment.
+                let server = SERVERS[(place + round) % SERVERS.len()];
+                eprintln!("round {} of {}: {} {server}", round + 1, options.rounds, job.name);
+                let sample = measure(server, job, options.seconds)?;
+                samples.entry((job.name, server)).or_default().push(sample);
+            }
+        }
+    }
+    report(&samples, options)
+}
+
+fn measure(server: &str, job: &Job, seconds: u64) -> anyhow::Result<Sample> {
+    let running = start(server)?;
+    let (cpu_before, serving_before) = cpu_seconds(running.id)?;
+    let output = Command::new("fio")
+        .args(["--name=job", "--ioengine=nbd", "--output-format=json", "--randrepeat=1", "--time_based=1"])
+        .args([format!("--uri={}", running.uri), format!("--runtime={seconds}"), format!("--rw={}", job.rw)])
+        .args([format!("--bs={}", job.block_size), format!("--iodepth={}", job.depth)])
+        .args([format!("--size={FILE_BYTES}"), "--buffer_compress_percentage=50".to_owned()])
+        .output()?;
+    ensure!(output.status.success(), "fio failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    let (cpu, serving) = cpu_seconds(running.id)?;
+    let text = String::from_utf8(output.stdout)?;
+    let answer: Value = serde_json::from_str(&text[text.find('{').context("fio printed no JSON")?..])?;
+    let write = &answer["jobs"][0]["write"];
+    let number = |key: &str| write[key].as_f64().with_context(|| format!("fio printed no {key}"));
+    let operations = number("total_ios")?;
+    ensure!(operations > 0.0, "fio wrote nothing");
+    Ok(Sample {
+        operations_per_second: number("iops")?,
+        megabytes_per_second: number("bw_bytes")? / 1e6,
+        cpu_us: (cpu - cpu_before) * 1e6 / operations,
+        serving_cpu_us: (serving - serving_before) * 1e6 / operations,
+    })
+}
+
+fn start(server: &str) -> anyhow::Result<Running> {
+    if server == "thirdsite" {
+        return start_ours();
+    }
+    let folder = tempfile::Builder::new().prefix("bench-").tempdir_in("/dev/shm")?;
+    let (file, socket) = (folder.path().join("disk.raw"), folder.path().join("nbd.sock"));
+    allocate(&file)?;
+    let mut command = Command::new(server);
+    match server {
+        "qemu-nbd" => command.args(["--format=raw", "--persistent", "--shared=8", "--cache=writeback"]),
+        "nbdkit" => command.args(["--foreground", "--unix"]).arg(&socket).arg("file"),
+        _ => bail!("unknown server {server}"),
+    };
+    if server == "qemu-nbd" {
+        command.arg("--socket").arg(&socket);
+    }
+    let child = command.arg(&file).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?;
+    let id = child.id();
+    let peer = Peer { child, _folder: folder };
+    tests::lab::wait_for_socket(&socket)?;
+    Ok(Running { id, uri: uri("", &socket), _guard: Guard::Peer(peer) })
+}
+
+/// The agent as it runs in production: capture, cuts every second, sealing into a journal, no link.
+fn start_ours() -> anyhow::Result<Running> {
+    let mut lab = Lab::demo_in(Path::new("/dev/shm"), &[FILE_BYTES])?;
+    allocate(&lab.leg("demo", "disk0"))?;
+    lab.start_source()?;
+    lab.wait_until_swept("demo")?;
+    let id = lab.source.as_ref().context("the agent runs")?.id();
+    Ok(Running { id, uri: uri("demo/disk0", &lab.tap()), _guard: Guard::Ours(Box::new(lab)) })
+}
+
+fn allocate(file: &PathBuf) -> anyhow::Result<()> {
+    let allocated = Command::new("fallocate").args(["-l", &FILE_BYTES.to_string()]).arg(file).status()?;
+    ensure!(allocated.success(), "no room for {}", file.display());
+    Ok(())
+}
+
+fn uri(export: &str, socket: &Path) -> String {
+    format!("nbd+unix:///{export}?socket={}", socket.display())
+}
+
+/// Threads of the agent that do not serve connections, by the beginning of their names.
+const BACKGROUND: [&str; 4] = ["seal", "sweep", "cut", "tokio"];
+
+/// CPU seconds of a process, threads that have ended among them, and the same without its background threads.
+fn cpu_seconds(id: u32) -> anyhow::Result<(f64, f64)> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
+    // The name of the program, in brackets, may hold spaces.
+    let fields: Vec<&str> =
+        stat.rsplit_once(')').context("/proc/PID/stat has no name")?.1.split_whitespace().collect();
+    let ticks = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+    let all = ticks / rustix::param::clock_ticks_per_second() as f64;
+    let mut background = 0.0;
+    for thread in fs::read_dir(format!("/proc/{id}/task"))? {
+        let thread = thread?.path();
+        // A thread may end while the folder is read.
+        let Ok(schedule) = fs::read_to_string(thread.join("schedstat")) else { continue };
+        let name = fs::read_to_string(thread.join("comm")).unwrap_or_default();
+        if BACKGROUND.iter().any(|prefix| name.starts_with(prefix)) {
+            background += schedule.split(' ').next().context("empty schedstat")?.parse::<f64>()? / 1e9;
+        }
+    }
+    Ok((all, all - background))
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn report(samples: &BTreeMap<(&str, &str), Vec<Sample>>, options: Options) -> anyhow::Result<()> {
+    println!(
+        "{:<20}{:<12}{:>12}{:>10}{:>14}{:>18}",
+        "job", "server", "ops/s", "MB/s", "CPU us/op", "serving CPU us/op"
+    );
+    let mut jobs = serde_json::Map::new();
+    for job in &JOBS {
+        let mut servers = serde_json::Map::new();
+        for server in SERVERS {
+            let of = |field: fn(&Sample) -> f64| median(samples[&(job.name, server)].iter().map(field));
+            let (ops, mb) = (of(|s| s.operations_per_second), of(|s| s.megabytes_per_second));
+            let (cpu, serving) = (of(|s| s.cpu_us), of(|s| s.serving_cpu_us));
+            println!("{:<20}{server:<12}{ops:>12.0}{mb:>10.0}{cpu:>14.1}{serving:>18.1}", job.name);
+            servers.insert(
+                server.to_owned(),
+                json!({"ops_per_second": ops, "mb_per_second": mb, "cpu_us": cpu, "serving_cpu_us": serving}),
+            );
+        }
+        let value = |server: &str, key: &str| servers[server][key].as_f64().unwrap_or(f64::NAN);
+        let best =
+            |key: &str, pick: fn(f64, f64) -> f64| SERVERS[1..].iter().map(|s| value(s, key)).reduce(pick);
+        let speed =
+            value("thirdsite", "ops_per_second") / best("ops_per_second", f64::max).unwrap_or(f64::NAN);
+        let cheapest = best("cpu_us", f64::min).unwrap_or(f64::NAN);
+        let (cpu, serving) =
+            (value("thirdsite", "cpu_us") / cheapest, value("thirdsite", "serving_cpu_us") / cheapest);
+        println!(
+            "{:<20}ratio to the best peer: speed {speed:.2}, CPU {cpu:.2}, serving CPU {serving:.2}",
+            job.name
+        );
+        jobs.insert(
+            job.name.to_owned(),
+            json!({"servers": servers, "speed_ratio": speed, "cpu_ratio": cpu, "serving_cpu_ratio": serving}),
+        );
+    }
+    let line = json!({
+        "bench": "tap", "seconds": options.seconds, "rounds": options.rounds, "jobs": jobs,
+        "load": fs::read_to_string("/proc/loadavg")?.trim(), "machine": machine()?,
+    });
+    println!("{line}");
+    Ok(())
+}
+
+fn machine() -> anyhow::Result<Value> {
+    let cpus = fs::read_to_string("/proc/cpuinfo")?;
+    let model = cpus
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .unwrap_or("")
+        .trim_start_matches([' ', '\t', ':']);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
+    Ok(json!({"cpu": model, "cpus": count, "kernel": kernel.trim()}))
+}

@@ -1,0 +1,14 @@
+//! Tests of the whole: real daemons, real sockets, real crashes.
+
+#[path = "system/bad_input.rs"]
+mod bad_input;
+#[path = "system/crash.rs"]
+mod crash;
+#[path = "system/guest.rs"]
+mod guest;
+#[path = "system/order.rs"]
+mod order;
+#[path = "system/restart.rs"]
+mod restart;
+#[path = "system/tools.rs"]
+mod tools;
