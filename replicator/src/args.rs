@@ -276,7 +276,7 @@ pub(crate) struct BootArgs {
     /// VM to start, if the group has several
     #[arg(long)]
     pub(crate) vm: Option<String>,
-    /// File for the guest's serial console [default: standard output]
+    /// File for the guest's serial console [default: standard output, standard error with --json]
     #[arg(long, value_name = "FILE")]
     pub(crate) console: Option<PathBuf>,
     /// Text on the console that says that the guest is up [default: 'ready' of the VM definition]
@@ -291,9 +291,12 @@ pub(crate) struct BootArgs {
     /// Stop the VM when it is up
     #[arg(long)]
     pub(crate) check: bool,
-    /// Keep the overlay with the guest's writes in this folder
+    /// Keep the overlays with the guest's writes in this folder
     #[arg(long, value_name = "DIR")]
     pub(crate) keep: Option<PathBuf>,
+    /// Folder for temporary overlays
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    pub(crate) scratch: PathBuf,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,4 +1,13 @@
+//! The commands of the operator, other than the daemons.
+
+mod boot;
 mod daemon;
 mod point;
+mod recover;
+mod verify;
+
+pub(crate) use self::boot::boot;
 pub(crate) use self::daemon::{cut, status};
 pub(crate) use self::point::list_points;
+pub(crate) use self::recover::{export, restore};
+pub(crate) use self::verify::verify;

@@ -61,7 +61,10 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Point(PointCommand::List { group, store, last, json }) => {
             commands::list_points(&group, &store.store, last, json)
         }
-        _ => Ok(()),
+        Command::Export(args) => runtime()?.block_on(commands::export(&args)),
+        Command::Restore(args) => commands::restore(&args),
+        Command::Boot(args) => commands::boot(&args, &runtime()?),
+        Command::Verify(args) => commands::verify(&args),
     }
 }
 

@@ -11,17 +11,28 @@
 //!
 //! # Where to begin reading
 //! `store/attach.rs` decides what becomes part of a timeline; `catalog/refresh.rs` makes the catalog agree with the
-//! segments; `view/map.rs` merges segments to a volume.
+//! segments; `view/map.rs` merges segments to a volume; `boot/command_line.rs` makes QEMU's arguments.
 
+mod boot;
 mod catalog;
 mod error;
+mod export;
+mod image;
+mod local_server;
+mod program;
 mod segment_file;
 mod select;
 mod store;
+mod verify;
 mod view;
 
+pub use boot::{BootError, BootOptions, BootReport, Console, Network, Stopper, Vm};
 pub use catalog::{GroupSummary, HeartbeatRecord, Point};
 pub use error::StoreError;
+pub use export::{Access, exports_of};
+pub use image::{ImageError, ImageFormat, ImageOptions, Restored, restore_volume};
+pub use program::ProgramError;
 pub use select::Selector;
 pub use store::{Store, StoreWriter, WriterOptions};
+pub use verify::{DamagedSegment, GroupReport, verify_store};
 pub use view::{PointView, ViewOptions, VolumeView, ZeroRun};

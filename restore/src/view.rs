@@ -143,6 +143,11 @@ impl PointView {
         Ok(VolumeView { view: Arc::clone(self), number })
     }
 
+    /// All volumes, in the order of the point.
+    pub fn all(self: &Arc<Self>) -> impl Iterator<Item = VolumeView> {
+        (0..self.volumes().len()).map(|number| VolumeView { view: Arc::clone(self), number })
+    }
+
     /// A frame, from the cache or from its segment.
     fn frame(&self, number: u32) -> Result<Arc<Vec<u8>>, StoreError> {
         if let Some(bytes) = self.cache.get(number) {

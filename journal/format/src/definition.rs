@@ -10,6 +10,9 @@ use crate::{FormatError, Hash, VolumeName};
 /// Version of the JSON document.
 pub const DEFINITION_VERSION: u32 = 1;
 
+/// Memory comes in this unit.
+const MEMORY_UNIT_BYTES: u64 = 1 << 20;
+
 /// Every VM of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,9 +44,9 @@ pub struct VmDefinition {
     pub uuid: Option<String>,
     /// What starts the guest.
     pub firmware: Firmware,
-    /// Disks in the order of their PCI slots.
+    /// Disks, in the order in which they are plugged in after the network cards.
     pub disks: Vec<Disk>,
-    /// Network cards in the order of their PCI slots.
+    /// Network cards, in the order in which they are plugged in.
     #[serde(default)]
     pub nics: Vec<Nic>,
     /// A text that the guest prints on its serial console when it is up.
@@ -94,6 +97,9 @@ pub struct Disk {
     /// Place in the firmware's boot order, if set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_index: Option<u32>,
+    /// PCI address (`02.0`); QEMU's next free one if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addr: Option<String>,
 }
 
 /// A network card of a VM.
@@ -107,6 +113,9 @@ pub struct Nic {
     /// QEMU device model.
     #[serde(default = "default_nic_model")]
     pub model: String,
+    /// PCI address (`01.0`); QEMU's next free one if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addr: Option<String>,
 }
 
 fn default_disk_model() -> String {
@@ -141,5 +150,51 @@ impl GroupDefinition {
         } else {
             Err(invalid(format!("version {} is not supported", definition.version)))
         }
+    }
+}
+
+impl VmDefinition {
+    /// Checks what its types do not: that it can become a command line, and says nothing more there than it is meant to.
+    ///
+    /// # Errors
+    /// [`FormatError::Definition`] with the field and the rule.
+    pub fn check(&self) -> Result<(), FormatError> {
+        let invalid =
+            |rule: String| FormatError::Definition { reason: format!("VM '{}': {rule}", self.name) };
+        let mut words = vec![("machine", &self.machine), ("accel", &self.accel), ("cpu", &self.cpu)];
+        words.extend(self.uuid.iter().map(|uuid| ("uuid", uuid)));
+        for disk in &self.disks {
+            words.extend([("disk id", &disk.id), ("disk model", &disk.model)]);
+            words.extend(disk.addr.iter().map(|addr| ("disk addr", addr)));
+        }
+        for nic in &self.nics {
+            words.extend([("nic id", &nic.id), ("nic model", &nic.model), ("nic mac", &nic.mac)]);
+            words.extend(nic.addr.iter().map(|addr| ("nic addr", addr)));
+        }
+        for (field, value) in words {
+            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+            if value.is_empty() || !value.bytes().all(fits) {
+                return Err(invalid(format!("{field} '{value}' may only have letters, digits and '-_.:'")));
+            }
+        }
+        let ids: Vec<&String> =
+            self.disks.iter().map(|disk| &disk.id).chain(self.nics.iter().map(|nic| &nic.id)).collect();
+        if let Some(id) =
+            ids.iter().enumerate().find_map(|(place, id)| ids[..place].contains(id).then_some(id))
+        {
+            return Err(invalid(format!("two devices have the id '{id}'")));
+        }
+        if self.cpus == 0 {
+            return Err(invalid("cpus is 0".to_owned()));
+        }
+        if self.memory_bytes == 0 || !self.memory_bytes.is_multiple_of(MEMORY_UNIT_BYTES) {
+            return Err(invalid("memory is not a whole number of MiB".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Its accelerators in order of preference.
+    pub fn accelerators(&self) -> impl Iterator<Item = &str> {
+        self.accel.split(':')
     }
 }

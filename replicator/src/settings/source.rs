@@ -172,7 +172,14 @@ impl GroupTable {
         if !(-7..=19).contains(&self.compression_level) {
             return Err(format!("group '{group}': compression_level is not between -7 and 19"));
         }
-        self.vms.iter().try_for_each(|vm| self.check_vm(vm))
+        self.vms.iter().try_for_each(|vm| self.check_vm(vm))?;
+        if let Some(name) = first_double(self.vms.iter().map(|vm| &vm.name)) {
+            return Err(format!("group '{group}' has two VMs named '{name}'"));
+        }
+        let checked = self
+            .definition()
+            .map_or(Ok(()), |definition| definition.vms.iter().try_for_each(VmDefinition::check));
+        checked.map_err(|error| format!("group '{group}': {error}"))
     }
 
     fn check_vm(&self, vm: &VmTable) -> Result<(), String> {

@@ -49,7 +49,7 @@ impl Catalog {
         indexes: impl IntoIterator<Item = &'a SegmentIndex>,
     ) -> Result<(), StoreError> {
         let path = self.path.clone();
-        let mut run = || {
+        let run = || {
             let tx = self.connection.transaction()?;
             indexes.into_iter().try_for_each(|index| insert(&tx, index))?;
             tx.commit()

@@ -98,7 +98,8 @@ impl History {
         for _ in 0..writes {
             let volume = self.random.below(self.volumes.len());
             let sectors = self.volumes[volume].1.len() / SECTOR;
-            let length = 1 + self.random.below(if self.random.chance(5) { sectors / 2 } else { 24 });
+            let longest = if self.random.chance(5) { sectors / 2 } else { 24 };
+            let length = 1 + self.random.below(longest);
             let start = self.random.below(sectors - length.min(sectors) + 1);
             let zero = self.random.chance(4);
             for sector in start..(start + length).min(sectors) {

@@ -16,7 +16,9 @@ fn a_crash_before_the_rename_loses_only_what_had_no_receipt() {
     let history = History::with_points(20, 4);
     let (last, before) = history.segments.split_last().unwrap();
     let writer = open_writer(folder.path(), &history.group);
-    before.iter().for_each(|segment| drop(send(&writer, &history.group, segment).unwrap()));
+    for segment in before {
+        send(&writer, &history.group, segment).unwrap();
+    }
     drop(writer);
     let incoming = folder.path().join("groups/demo/incoming");
     // Half of it, and a whole one.
@@ -34,7 +36,9 @@ fn a_crash_after_the_rename_keeps_the_segment() {
     let history = History::with_points(21, 4);
     let (last, before) = history.segments.split_last().unwrap();
     let writer = open_writer(folder.path(), &history.group);
-    before.iter().for_each(|segment| drop(send(&writer, &history.group, segment).unwrap()));
+    for segment in before {
+        send(&writer, &history.group, segment).unwrap();
+    }
     drop(writer);
     fs::write(segment_path(folder.path(), last), &last.bytes).unwrap();
     let writer = open_writer(folder.path(), &history.group);
