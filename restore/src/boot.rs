@@ -236,6 +236,17 @@ impl Vm {
         }
     }
 
+    /// Waits until QEMU closes its console.
+    fn ends_by(&self, deadline: Instant) -> bool {
+        loop {
+            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Event::Ended) => return true,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
     fn reap(&mut self) -> Result<ExitStatus, BootError> {
         self.child.wait().map_err(|source| ProgramError::Start { program: QEMU, source }.into())
     }
@@ -251,15 +262,8 @@ impl Drop for Vm {
             return;
         }
         let asked = self.monitor.as_mut().is_some_and(|monitor| monitor.execute("quit").is_ok());
-        let deadline = Instant::now() + QUIT_LIMIT;
-        while asked {
-            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Event::Ended) | Err(_) => break,
-                Ok(_) => {}
-            }
-        }
-        // It may be ending; if not, nothing it holds is worth waiting for.
-        if !asked {
+        if !(asked && self.ends_by(Instant::now() + QUIT_LIMIT)) {
+            // It may be ending; if not, nothing that it holds is worth waiting for.
             let _ = self.child.kill();
         }
         let _ = self.child.wait();

@@ -223,6 +223,3 @@ fn remove(path: &Path) -> Result<(), StoreError> {
     }
     Ok(())
 }
-
-#[cfg(test)]
-mod tests;

@@ -275,6 +275,10 @@ impl<'a> Opening<'a> {
             .iter()
             .map(|volume| self.point.volumes.iter().position(|other| other.name == volume.name))
             .collect();
+        for (volume, builder) in self.point.volumes.iter().zip(&mut self.builders) {
+            let then = meta.volumes.iter().find(|other| other.name == volume.name);
+            builder.limit_to(then.map_or(0, |then| then.size_bytes));
+        }
         let mut numbers: Vec<Option<u32>> = vec![None; frames.len()];
         let (all_frames, builders) = (&mut self.frames, &mut self.builders);
         for extent in &extents {
@@ -301,6 +305,3 @@ impl<'a> Opening<'a> {
 fn map_bytes(pieces: u64, frames: u64) -> u64 {
     pieces * size_of::<Piece>() as u64 + frames * size_of::<FrameRef>() as u64
 }
-
-#[cfg(test)]
-mod tests;

@@ -107,6 +107,6 @@ fn write_frames(
         let join = |worker: thread::ScopedJoinHandle<'_, _>| {
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
-        workers.into_iter().map(join).collect()
+        workers.into_iter().try_for_each(join)
     })
 }

@@ -110,8 +110,7 @@ impl StoreWriter {
     /// Up to where a group's segments are attached; `None` before the first.
     pub fn head(&self, group: &GroupName) -> Option<Position> {
         let group = self.shared.groups().get(group).map(Arc::clone)?;
-        let head = group.state().timeline.head();
-        head
+        group.state().timeline.head()
     }
 }
 

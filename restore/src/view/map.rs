@@ -46,25 +46,34 @@ struct Cover {
 
 /// Takes the extents of a volume, newest segment first.
 pub(super) struct MapBuilder {
-    size_sectors: u64,
+    /// What is behind it in older segments was cut off since.
+    limit_sectors: u64,
     covers: BTreeMap<u64, Cover>,
 }
 
 impl MapBuilder {
     pub(super) fn new(size_bytes: u64) -> Self {
-        MapBuilder { size_sectors: size_bytes / SECTOR_BYTES, covers: BTreeMap::new() }
+        MapBuilder { limit_sectors: size_bytes / SECTOR_BYTES, covers: BTreeMap::new() }
     }
 
     pub(super) fn len(&self) -> usize {
         self.covers.len()
     }
 
+    /// Hears the size of the volume in the segment whose extents come next: a volume that was smaller for a while, or not
+    /// there, has lost what was behind its end.
+    pub(super) fn limit_to(&mut self, size_bytes: u64) {
+        self.limit_sectors = self.limit_sectors.min(size_bytes / SECTOR_BYTES);
+    }
+
     /// Adds those sectors of an extent that nothing newer covers. `frame_number` is asked for the number of the extent's
     /// frame if any of it is visible.
     pub(super) fn add(&mut self, extent: &Extent, mut frame_number: impl FnMut(u32) -> u32) {
         let start = extent.offset / SECTOR_BYTES;
-        // A volume may have shrunk since.
-        let end = (extent.end() / SECTOR_BYTES).min(self.size_sectors);
+        let end = (extent.end() / SECTOR_BYTES).min(self.limit_sectors);
+        if start >= end {
+            return;
+        }
         for (from, to) in self.gaps(start, end) {
             let source = match extent.content {
                 ExtentContent::Zero => None,

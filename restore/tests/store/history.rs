@@ -88,6 +88,21 @@ impl History {
         } else {
             self.write_and_seal(0, false);
         }
+        self.end_epoch();
+    }
+
+    /// Writes whole sectors to a volume and cuts a point.
+    pub(crate) fn cut_with(&mut self, volume: usize, sector: usize, bytes: &[u8]) {
+        self.epoch += 1;
+        self.volumes[volume].1[sector * SECTOR..][..bytes.len()].copy_from_slice(bytes);
+        let mut dirty: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); self.volumes.len()];
+        dirty[volume].extend(sector..sector + bytes.len() / SECTOR);
+        self.seal(0, false, &dirty);
+        self.end_epoch();
+    }
+
+    /// Remembers what the point holds.
+    fn end_epoch(&mut self) {
         let id = PointId { generation: Generation(self.generation), epoch: Epoch(self.epoch) };
         self.points.push((id, self.volumes.iter().map(|(_, bytes)| bytes.clone()).collect()));
     }

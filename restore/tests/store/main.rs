@@ -1,6 +1,9 @@
-//! The store, views, exports and restores against real files, sockets and tools.
+//! The store, views, exports, images and boots against real files, sockets and tools.
 
+mod boot;
+mod exports;
 mod history;
+mod images;
 mod ingest;
 mod opening;
 mod views;

@@ -18,6 +18,12 @@ fn every_point_of_random_histories_equals_the_model() {
         history.volumes[1].1.truncate(512 << 10);
         history.volumes.insert(1, ("late".parse().unwrap(), vec![0; 64 << 10]));
         (0..5).for_each(|_| history.cut());
+        // One that grows again does not get back what it lost; one is gone for a while.
+        history.volumes[2].1.resize(1 << 20, 0);
+        let late = history.volumes.remove(1).0;
+        (0..2).for_each(|_| history.cut());
+        history.volumes.push((late, vec![0; 64 << 10]));
+        (0..3).for_each(|_| history.cut());
         filled(folder.path(), &history);
         history.assert_points(&Store::open(folder.path()).unwrap());
     }

@@ -108,7 +108,8 @@ fn firmware_variables_are_a_volume_like_any_other() {
 
 #[test]
 fn definitions_that_could_say_more_than_they_should_are_refused() {
-    let spoil: [(&str, fn(&mut VmDefinition)); 6] = [
+    type Spoil = fn(&mut VmDefinition);
+    let spoil: [(&str, Spoil); 6] = [
         ("machine", |vm| vm.machine.push_str(",graphics=on")),
         ("accel", |vm| vm.accel.push_str(":tcg,x=y")),
         ("cpu", |vm| vm.cpu.clear()),
