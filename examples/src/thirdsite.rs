@@ -61,6 +61,11 @@ pub struct Point {
     pub time: String,
 }
 
+#[derive(Deserialize)]
+struct PointList {
+    points: Vec<Point>,
+}
+
 /// What `thirdsite boot` says when the guest is up, as far as it is needed here.
 #[derive(Clone, Debug, Deserialize)]
 pub struct BootReport {
@@ -103,8 +108,9 @@ impl Thirdsite {
     /// # Errors
     /// If the command fails or there is no point.
     pub fn newest_point(&self, group: &str, store: &Path) -> Result<Point> {
-        let points: Vec<Point> = self.ask(&words(&["point", "list", group, "--json", "--store"], store))?;
-        points.into_iter().last().with_context(|| format!("group '{group}' has no point in the store"))
+        let list: PointList =
+            self.ask(&words(&["point", "list", group, "--json", "--last", "1", "--store"], store))?;
+        list.points.into_iter().last().with_context(|| format!("group '{group}' has no point in the store"))
     }
 
     fn ask<T: DeserializeOwned>(&self, arguments: &[&OsStr]) -> Result<T> {
