@@ -187,10 +187,9 @@ impl StoreError {
             StoreError::Read { source, .. } => source.kind(),
             StoreError::OtherSegment { .. } => ErrorKind::Corrupt,
             StoreError::MapTooLarge { .. } => ErrorKind::Full,
-            StoreError::Locked { .. } | StoreError::Catalog { .. } | StoreError::Row { .. } => {
-                ErrorKind::Retry
-            }
-            StoreError::NotAStore { .. }
+            StoreError::Catalog { .. } | StoreError::Row { .. } => ErrorKind::Retry,
+            StoreError::Locked { .. }
+            | StoreError::NotAStore { .. }
             | StoreError::Version { .. }
             | StoreError::UnknownGroup { .. }
             | StoreError::NoPoints { .. }

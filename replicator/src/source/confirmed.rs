@@ -15,6 +15,19 @@ struct State {
     sealed: VecDeque<SealedCut>,
     newest: Option<SealedCut>,
     covered: Sequence,
+    /// Counts the times that the chain went back to what the site has: sequences of before mean nothing then.
+    timeline: u64,
+}
+
+/// How waiting for a receipt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waited {
+    /// A receipt covers it.
+    Covered,
+    /// The chain went back behind it: what was cut is not shipped any more.
+    Rebased,
+    /// Time ran out.
+    TimedOut,
 }
 
 /// Points that were sealed, matched with receipts.
@@ -52,7 +65,15 @@ impl Confirmed {
 
     /// The timeline went back to what the site has.
     pub(super) fn rebased(&self) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State::default();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = State { timeline: state.timeline + 1, ..State::default() };
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// The chain's timeline, to be asked for before a cut that is waited for.
+    pub(super) fn timeline(&self) -> u64 {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).timeline
     }
 
     /// Newest confirmed point since the start.
@@ -60,10 +81,16 @@ impl Confirmed {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).newest
     }
 
-    /// Waits until receipts cover `sequence`; false if time runs out.
-    pub(super) fn wait(&self, sequence: Sequence, patience: Duration) -> bool {
+    /// Waits until receipts cover `sequence` of a timeline.
+    pub(super) fn wait(&self, timeline: u64, sequence: Sequence, patience: Duration) -> Waited {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_timeout_while(state, patience, |state| state.covered < sequence);
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+        let waiting = |state: &mut State| state.timeline == timeline && state.covered < sequence;
+        let waited = self.changed.wait_timeout_while(state, patience, waiting);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        match (state.timeline == timeline, state.covered >= sequence) {
+            (false, _) => Waited::Rebased,
+            (true, true) => Waited::Covered,
+            (true, false) => Waited::TimedOut,
+        }
     }
 }

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tracing::error;
 use transport::{Identity, LinkOptions, Outbox, SourceLink};
 
-use super::confirmed::Confirmed;
+use super::confirmed::{Confirmed, Waited};
 use super::cutter::Cutter;
 use super::outbox::Shipping;
 use crate::failure::{Failure, exit, with_causes};
@@ -135,28 +135,31 @@ impl Member {
     }
 
     /// Cuts now. With `wait`, answers when the site's receipt covers a point at or behind this cut: if a resync is under way, the
-    /// first point after it.
+    /// first point after it; if the chain goes back to what the site has, a point of the new timeline.
     pub(super) fn cut(&self, request: &CutRequest, wait: Option<Duration>) -> Result<Value, Failure> {
         let deadline = wait.map(|wait| Instant::now() + wait);
         loop {
+            let timeline = self.confirmed.timeline();
             let sealed = self.sealed(request)?;
             let Some(deadline) = deadline else { return Ok(self.cut_answer(sealed, false)) };
             let left = deadline.saturating_duration_since(Instant::now());
-            if !self.confirmed.wait(sealed.position.sequence, left) {
-                let state = self.link.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let hint = state.reason.unwrap_or_else(|| {
-                    "the link is slow or the backlog long; see 'thirdsite status'".to_owned()
-                });
-                let message = format!(
-                    "the cut is sealed as {}, but the recovery site has not confirmed it in time",
-                    sealed.point
-                );
-                return Err(Failure::new(exit::TIMEOUT, message, &hint));
-            }
-            if sealed.is_point {
-                return Ok(self.cut_answer(sealed, true));
+            match self.confirmed.wait(timeline, sealed.position.sequence, left) {
+                Waited::Covered if sealed.is_point => return Ok(self.cut_answer(sealed, true)),
+                Waited::Covered | Waited::Rebased => {}
+                Waited::TimedOut => return Err(self.overdue(&sealed)),
             }
         }
+    }
+
+    fn overdue(&self, sealed: &SealedCut) -> Failure {
+        let state = self.link.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let hint = "the link is slow or the backlog long; see 'thirdsite status'".to_owned();
+        let hint = state.reason.unwrap_or(hint);
+        let message = format!(
+            "the cut is sealed as {}, but the recovery site has not confirmed it in time",
+            sealed.point
+        );
+        Failure::new(exit::TIMEOUT, message, &hint)
     }
 
     fn sealed(&self, request: &CutRequest) -> Result<SealedCut, Failure> {

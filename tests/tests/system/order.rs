@@ -1,7 +1,8 @@
 //! Write order by independent oracles: stamps (O2), and QEMU's own log of the writes (O1).
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::io::{Read, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, ensure};
 use tests::lab::{Lab, wait_for_socket};
@@ -69,7 +70,7 @@ fn exported(lab: &Lab, point: &str, volumes: &[&str]) -> anyhow::Result<Vec<Vec<
 }
 
 /// `blklogwrites` in front of the tap records what the client wrote. For each point there is a place k in the log with
-/// image(point) == replay(log, 0..k), and k is not before the last flush that was acknowledged before the cut was asked for.
+/// image(point) == replay(log, 0..k), and k is not before the last write that was acknowledged before the cut was asked for.
 #[test]
 fn every_point_is_a_prefix_of_the_log_that_qemu_wrote() -> anyhow::Result<()> {
     let mut lab = Lab::demo(&[VOLUME_BYTES])?;
@@ -84,44 +85,30 @@ fn every_point_is_a_prefix_of_the_log_that_qemu_wrote() -> anyhow::Result<()> {
                  "server": {"type": "unix", "path": lab.tap()}},
         "log": {"driver": "file", "filename": log},
     });
-    let mut qemu_io = Command::new("qemu-io")
-        .arg(format!("json:{image}"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .context("qemu-io cannot be started; .ci/setup installs it")?;
-    let mut input = qemu_io.stdin.take().context("qemu-io has no input")?;
+    let mut qemu_io = QemuIo::open(&format!("json:{image}"))?;
     let mut random = tests::workload::Random::new(11);
     let mut cuts = Vec::new();
     for round in 0..scaled(10, 100) {
-        let mut flushed = 0;
-        for pattern in 1..=20 {
+        for number in 0..40 {
             let block = random.below(VOLUME_BYTES / 4096 - 16);
             let length = 512 * (1 + random.below(32));
-            let value = 1 + (round * 20 + pattern) % 255;
-            let command = match random.below(8) {
-                0 => format!("write -z {}k {length}\n", block * 4),
-                1 => format!("flush\n"),
-                _ => format!("write -P {value} {}k {length}\n", block * 4),
-            };
-            std::io::Write::write_all(&mut input, command.as_bytes())?;
-            flushed += usize::from(command == "flush\n");
+            let value = 1 + (round * 40 + number) % 255;
+            qemu_io.run(&match random.below(8) {
+                0 => format!("write -z {}k {length}", block * 4),
+                1 => "flush".to_owned(),
+                _ => format!("write -P {value} {}k {length}", block * 4),
+            })?;
         }
-        std::io::Write::write_all(&mut input, b"flush\n")?;
-        // The log says when qemu-io has come so far.
-        let entries =
-            wait_for_flushes(&log, cuts.last().map_or(0, |(_, flushes, _)| *flushes) + flushed + 1)?;
+        let least = read_log(&log)?.len();
         let cut = lab.cut("demo", &[])?;
-        let flushes = entries.iter().filter(|entry| entry.is_flush()).count();
-        cuts.push((cut["point"].as_str().context("no id")?.to_owned(), flushes, entries.len()));
+        cuts.push((cut["point"].as_str().context("no id")?.to_owned(), least));
     }
-    drop(input);
-    ensure!(qemu_io.wait()?.success(), "qemu-io failed");
+    qemu_io.close()?;
     let entries = read_log(&log)?;
     for point in lab.points("demo")? {
         let id = point["id"].as_str().context("no id")?;
         let bytes = lab.restored("demo", "disk0", id)?;
-        let least = cuts.iter().find(|(cut, ..)| cut == id).map_or(0, |(_, _, entries)| *entries);
+        let least = cuts.iter().find(|(cut, _)| cut == id).map_or(0, |(_, entries)| *entries);
         let place = matching_prefix(&entries, &bytes, least);
         ensure!(place.is_some(), "point {id} is no prefix of the log at or behind entry {least}");
     }
@@ -132,25 +119,55 @@ fn every_point_is_a_prefix_of_the_log_that_qemu_wrote() -> anyhow::Result<()> {
 struct Entry {
     sector: u64,
     sectors: u64,
-    flags: u64,
     data: Vec<u8>,
 }
 
-impl Entry {
-    fn is_flush(&self) -> bool {
-        self.flags & 1 != 0
-    }
+/// `qemu-io`, command by command.
+struct QemuIo {
+    child: Child,
+    input: ChildStdin,
+    output: ChildStdout,
 }
 
-fn wait_for_flushes(log: &std::path::Path, flushes: usize) -> anyhow::Result<Vec<Entry>> {
-    let begun = std::time::Instant::now();
-    loop {
-        let entries = read_log(log)?;
-        if entries.iter().filter(|entry| entry.is_flush()).count() >= flushes {
-            return Ok(entries);
+impl QemuIo {
+    const PROMPT: &str = "qemu-io> ";
+
+    fn open(image: &str) -> anyhow::Result<QemuIo> {
+        let mut child = Command::new("qemu-io")
+            .arg(image)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("qemu-io cannot be started; .ci/setup installs it")?;
+        let input = child.stdin.take().context("qemu-io has no input")?;
+        let output = child.stdout.take().context("qemu-io has no output")?;
+        let mut qemu_io = QemuIo { child, input, output };
+        qemu_io.wait_for_prompt()?;
+        Ok(qemu_io)
+    }
+
+    /// Runs a command to its end.
+    fn run(&mut self, command: &str) -> anyhow::Result<()> {
+        self.input.write_all(format!("{command}\n").as_bytes())?;
+        let printed = self.wait_for_prompt()?;
+        ensure!(!printed.contains("failed"), "{command}: {printed}");
+        Ok(())
+    }
+
+    fn wait_for_prompt(&mut self) -> anyhow::Result<String> {
+        let (mut printed, mut buffer) = (String::new(), [0; 256]);
+        while !printed.ends_with(Self::PROMPT) {
+            let count = self.output.read(&mut buffer)?;
+            ensure!(count > 0, "qemu-io ended: {printed}");
+            printed += &String::from_utf8_lossy(&buffer[..count]);
         }
-        ensure!(begun.elapsed().as_secs() < 60, "qemu-io does not come to flush {flushes}");
-        std::thread::yield_now();
+        Ok(printed)
+    }
+
+    fn close(mut self) -> anyhow::Result<()> {
+        drop(self.input);
+        ensure!(self.child.wait()?.success(), "qemu-io failed");
+        Ok(())
     }
 }
 
@@ -176,7 +193,6 @@ fn read_log(path: &std::path::Path) -> anyhow::Result<Vec<Entry>> {
         entries.push(Entry {
             sector: sector * sector_bytes as u64,
             sectors: sectors * sector_bytes as u64,
-            flags,
             data,
         });
     }

@@ -1,5 +1,6 @@
 //! The tap against other NBD servers, on the same file in memory, driven by fio.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,12 +45,8 @@ struct Sample {
 struct Running {
     id: u32,
     uri: String,
-    _guard: Guard,
-}
-
-enum Guard {
-    Ours(Box<Lab>),
-    Peer(Peer),
+    /// Ends the server when dropped.
+    _guard: Box<dyn Any>,
 }
 
 struct Peer {
@@ -131,7 +128,7 @@ fn start(server: &str) -> anyhow::Result<Running> {
     let id = child.id();
     let peer = Peer { child, _folder: folder };
     tests::lab::wait_for_socket(&socket)?;
-    Ok(Running { id, uri: uri("", &socket), _guard: Guard::Peer(peer) })
+    Ok(Running { id, uri: uri("", &socket), _guard: Box::new(peer) })
 }
 
 /// The agent as it runs in production: capture, cuts every second, sealing into a journal, no link.
@@ -141,7 +138,7 @@ fn start_ours() -> anyhow::Result<Running> {
     lab.start_source()?;
     lab.wait_until_swept("demo")?;
     let id = lab.source.as_ref().context("the agent runs")?.id();
-    Ok(Running { id, uri: uri("demo/disk0", &lab.tap()), _guard: Guard::Ours(Box::new(lab)) })
+    Ok(Running { id, uri: uri("demo/disk0", &lab.tap()), _guard: Box::new(lab) })
 }
 
 fn allocate(file: &PathBuf) -> anyhow::Result<()> {
