@@ -16,7 +16,7 @@
 //! otherwise it is done again.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use journal_format::Epoch;
@@ -132,6 +132,8 @@ pub struct Capture {
     budget_bytes: u64,
     held_bytes: AtomicU64,
     dropped_bytes: AtomicU64,
+    /// Payload of the open epoch was dropped.
+    overloaded: AtomicBool,
 }
 
 impl Capture {
@@ -155,6 +157,7 @@ impl Capture {
             budget_bytes,
             held_bytes: AtomicU64::new(0),
             dropped_bytes: AtomicU64::new(0),
+            overloaded: AtomicBool::new(false),
         }
     }
 
@@ -168,6 +171,7 @@ impl Capture {
         match change {
             Change::Data(_) if self.is_full(length) => {
                 self.dropped_bytes.fetch_add(length, Ordering::Relaxed);
+                self.overloaded.store(true, Ordering::Relaxed);
                 self.forget(&mut state, range.clone());
             }
             Change::Data(payload) => {
@@ -202,6 +206,7 @@ impl Capture {
             changes.written_bytes += std::mem::take(&mut state.written_bytes);
             state.epoch = epoch.next();
         }
+        self.overloaded.store(false, Ordering::Relaxed);
         changes
     }
 
@@ -235,9 +240,10 @@ impl Capture {
         state.dirty.mark_all();
     }
 
-    /// Whether the open epoch has changes.
+    /// Whether the open epoch has changes, captured or dropped.
     pub(crate) fn has_changes(&self) -> bool {
-        (0..self.volumes.len()).any(|volume| !self.lock(volume).map.is_empty())
+        self.overloaded.load(Ordering::Relaxed)
+            || (0..self.volumes.len()).any(|volume| !self.lock(volume).map.is_empty())
     }
 
     /// Payload in the open epoch, in bytes.
@@ -294,9 +300,10 @@ impl Capture {
         clean
     }
 
-    /// Whether a sweep would take memory that writes may need.
+    /// Whether a sweep would take memory that writes may need, or be in vain: while payload is dropped, regions become dirty
+    /// faster than they can be read. The next cut asks again.
     pub(crate) fn sweep_must_wait(&self) -> bool {
-        self.held_bytes() > self.budget_bytes / 2
+        self.overloaded.load(Ordering::Relaxed) || self.held_bytes() > self.budget_bytes / 2
     }
 
     fn record(&self, state: &mut VolumeState, change: impl FnOnce(&mut ExtentMap)) {

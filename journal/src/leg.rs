@@ -52,6 +52,10 @@ pub trait Leg: Send + Sync + 'static {
     /// # Errors
     /// What the medium answers.
     fn block_status(&self, offset: u64, length: u64, extents: &mut Vec<StatusExtent>) -> Result<(), Errno>;
+    /// Whether a range is known, without looking at its bytes, to read as zero.
+    fn reads_as_zero(&self, offset: u64, length: u64) -> bool;
+    /// Whether making zeroes in this mode is much faster than writing them.
+    fn zeroes_fast(&self, mode: ZeroMode) -> bool;
     /// What a later start compares to see whether the leg was changed in between; `None` if the medium cannot tell.
     fn stamp(&self) -> Option<LegStamp>;
 }
@@ -98,6 +102,14 @@ impl Leg for FileLeg {
 
     fn block_status(&self, offset: u64, length: u64, extents: &mut Vec<StatusExtent>) -> Result<(), Errno> {
         self.disk.block_status(offset, length, extents)
+    }
+
+    fn reads_as_zero(&self, offset: u64, length: u64) -> bool {
+        self.disk.reads_as_zero(offset, length)
+    }
+
+    fn zeroes_fast(&self, mode: ZeroMode) -> bool {
+        self.disk.zeroes_fast(mode)
     }
 
     fn stamp(&self) -> Option<LegStamp> {
@@ -162,6 +174,14 @@ impl Leg for MemoryLeg {
     fn block_status(&self, _offset: u64, length: u64, extents: &mut Vec<StatusExtent>) -> Result<(), Errno> {
         extents.push(StatusExtent { length, hole: false, zero: false });
         Ok(())
+    }
+
+    fn reads_as_zero(&self, _offset: u64, _length: u64) -> bool {
+        false
+    }
+
+    fn zeroes_fast(&self, _mode: ZeroMode) -> bool {
+        true
     }
 
     fn stamp(&self) -> Option<LegStamp> {

@@ -77,4 +77,11 @@ impl Export for TapVolume {
     fn block_status(&self, offset: u64, length: u64, extents: &mut Vec<StatusExtent>) -> Result<(), Errno> {
         self.leg.block_status(offset, length, extents)
     }
+    fn zeroes_fast(&self, mode: ZeroMode) -> bool {
+        self.leg.zeroes_fast(mode)
+    }
+
+    fn reads_as_zero(&self, offset: u64, length: u64) -> bool {
+        self.leg.reads_as_zero(offset, length)
+    }
 }

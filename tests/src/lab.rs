@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -12,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -80,6 +82,8 @@ impl Daemon {
         let mut child = command
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
+            // A group of its own, so that what it has started ends with it.
+            .process_group(0)
             .spawn()
             .with_context(|| format!("starting {name}"))?;
         let (log, output) = (Log::default(), child.stderr.take().expect("standard error is piped"));
@@ -119,10 +123,15 @@ impl Daemon {
         self.log.lines()
     }
 
-    /// Kills it at once (SIGKILL) and waits until it is gone.
+    /// Kills it, and what it has started, at once (SIGKILL) and waits until it is gone.
     pub fn kill(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        if let Some(group) = Pid::from_raw(self.child.id().cast_signed()) {
+            // It may be ending just now.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
         let _ = self.child.wait();
     }
 
@@ -131,8 +140,7 @@ impl Daemon {
     /// # Errors
     /// If it does not end well.
     pub fn stop(&mut self) -> anyhow::Result<()> {
-        let ended = Command::new("kill").arg(self.child.id().to_string()).status()?;
-        ensure!(ended.success(), "no such process");
+        signal(self.child.id(), Signal::TERM)?;
         let status = self.child.wait()?;
         self.log.wait("END OF LOG", 0);
         ensure!(status.success(), "{} ended with {status}:\n{}", self.name, self.log.lines().join("\n"));
@@ -451,9 +459,12 @@ impl Lab {
 /// # Errors
 /// If there is no such process.
 pub fn kill(id: u32) -> anyhow::Result<()> {
-    let status = Command::new("kill").args(["-9", &id.to_string()]).status()?;
-    ensure!(status.success(), "no process {id}");
-    Ok(())
+    signal(id, Signal::KILL)
+}
+
+fn signal(id: u32, signal: Signal) -> anyhow::Result<()> {
+    let process = Pid::from_raw(id.cast_signed()).context("no process has the id 0")?;
+    kill_process(process, signal).with_context(|| format!("signal to process {id}"))
 }
 
 /// A small file system in memory, to be filled; unmounted when dropped.

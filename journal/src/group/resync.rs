@@ -79,10 +79,7 @@ impl Group {
 
 fn read_range(leg: &dyn Leg, ticket: &SweepTicket) -> Option<Vec<Change>> {
     let (start, length) = (ticket.range.start, ticket.range.end - ticket.range.start);
-    let mut extents = Vec::new();
-    let known = leg.block_status(start, length, &mut extents).is_ok();
-    let zero_bytes: u64 = extents.iter().filter(|extent| extent.zero).map(|extent| extent.length).sum();
-    if known && zero_bytes >= length {
+    if leg.reads_as_zero(start, length) {
         return Some(vec![Change::Zero(length)]);
     }
     let mut bytes = vec![0; length as usize];

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -141,9 +142,13 @@ fn start_ours() -> anyhow::Result<Running> {
     Ok(Running { id, uri: uri("demo/disk0", &lab.tap()), _guard: Box::new(lab) })
 }
 
+/// Written and not only allocated, so that no server has to make room, nor a resync to look at holes.
 fn allocate(file: &PathBuf) -> anyhow::Result<()> {
-    let allocated = Command::new("fallocate").args(["-l", &FILE_BYTES.to_string()]).arg(file).status()?;
-    ensure!(allocated.success(), "no room for {}", file.display());
+    let mut written = fs::File::create(file)?;
+    let zeroes = vec![0; 1 << 20];
+    for _ in 0..FILE_BYTES >> 20 {
+        written.write_all(&zeroes).with_context(|| format!("no room for {}", file.display()))?;
+    }
     Ok(())
 }
 
