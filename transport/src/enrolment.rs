@@ -141,6 +141,12 @@ struct EnrolmentFile {
     peers: Vec<EnrolledPeer>,
 }
 
+/// What every version of the file has.
+#[derive(Deserialize)]
+struct EnrolmentVersion {
+    version: u32,
+}
+
 /// The sources that may connect. Names, fingerprints and groups occur once each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Enrolment {
@@ -165,13 +171,14 @@ impl Enrolment {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let file: EnrolmentFile = toml::from_str(&text).map_err(|source| EnrolmentError::Malformed {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })?;
-        if file.version != ENROLMENT_VERSION {
-            return Err(EnrolmentError::Version { path: path.to_owned(), found: file.version });
+        let malformed =
+            |source| EnrolmentError::Malformed { path: path.to_owned(), source: Box::new(source) };
+        // Known before the rest is read, which may be anything in another version.
+        let EnrolmentVersion { version: found } = toml::from_str(&text).map_err(malformed)?;
+        if found != ENROLMENT_VERSION {
+            return Err(EnrolmentError::Version { path: path.to_owned(), found });
         }
+        let file: EnrolmentFile = toml::from_str(&text).map_err(malformed)?;
         let mut enrolment = Self::default();
         for peer in file.peers {
             if let Some(enrolled) = enrolment.peers.iter().find(|enrolled| enrolled.name == peer.name) {

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -150,9 +150,12 @@ impl Identity {
         let key_path = dir.join(KEY_FILE);
         let certificate_path = dir.join(CERTIFICATE_FILE);
         let key_pem = read_private(dir, &key_path)?;
-        let certificate_pem = fs::read(&certificate_path).map_err(io_error("read", &certificate_path))?;
-
         let malformed = |path: &Path, expected| IdentityError::Malformed { path: path.to_owned(), expected };
+        let certificate_pem = fs::read(&certificate_path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => malformed(&certificate_path, "there"),
+            _ => io_error("read", &certificate_path)(error),
+        })?;
+
         let key_der = PrivatePkcs8KeyDer::from_pem_slice(&key_pem)
             .map_err(|_| malformed(&key_path, "a private key in PKCS#8"))?;
         let key = Ed25519KeyPair::from_pkcs8(key_der.secret_pkcs8_der())
@@ -252,7 +255,7 @@ fn sync_folder(dir: &Path) -> Result<(), IdentityError> {
 
 /// Reads the key after looking at its mode through the same descriptor.
 fn read_private(dir: &Path, path: &Path) -> Result<Vec<u8>, IdentityError> {
-    let file = File::open(path).map_err(|error| match error.kind() {
+    let mut file = File::open(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => IdentityError::Missing { dir: dir.to_owned() },
         _ => io_error("read", path)(error),
     })?;
@@ -260,7 +263,9 @@ fn read_private(dir: &Path, path: &Path) -> Result<Vec<u8>, IdentityError> {
     if mode & 0o077 != 0 {
         return Err(IdentityError::Exposed { path: path.to_owned(), mode });
     }
-    io::read_to_string(file).map(String::into_bytes).map_err(io_error("read", path))
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(io_error("read", path))?;
+    Ok(bytes)
 }
 
 /// What is used of a certificate.

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 pub use error::LinkError;
 
+use crate::causes::causes;
 use crate::frames::read_message;
 use crate::identity::{Fingerprint, Identity, PublicKey};
 use crate::quic::{CONTROL_STREAMS_MAX, code, source_endpoint, transport_config};
@@ -174,7 +175,7 @@ impl Link {
                 Err(error) => error,
             };
             let pause = if error.wants_long_pause() { self.options.refused_pause } else { backoff.pause() };
-            warn!(error = %error, cause = ?std::error::Error::source(&error), "no link to the site");
+            warn!(%error, cause = causes(&error), "no link to the site");
             self.tell(&LinkState::Disconnected(Arc::new(error))).await;
             tokio::select! {
                 () = sleep(pause) => {}
@@ -335,7 +336,7 @@ async fn read_receipts(connection: Connection, key: PublicKey, routes: HashMap<G
             Ok(None) => return,
             Err(fault) => {
                 if connection.close_reason().is_none() {
-                    warn!(%fault, "the site's receipts cannot be read");
+                    warn!(%fault, cause = causes(&fault), "the site's receipts cannot be read");
                     connection.close(code::PROTOCOL, b"receipts cannot be read");
                 }
                 return;

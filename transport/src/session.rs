@@ -8,3 +8,6 @@ mod source;
 pub(crate) use backoff::Backoff;
 pub(crate) use site::{SiteAction, SiteSession};
 pub(crate) use source::{SourceAction, SourceEnd, SourceSession, SourceSessionOptions, WriteFailure};
+
+#[cfg(test)]
+mod tests;

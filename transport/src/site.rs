@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::causes::causes;
 use crate::clock::Clock;
 use crate::enrolment::{EnrolledPeer, Enrolment, EnrolmentError};
 use crate::identity::{Fingerprint, Identity};
@@ -299,7 +300,7 @@ impl Site {
         let enrolment = match self.enrolment().await {
             Ok(enrolment) => enrolment,
             Err(error) => {
-                error!(%address, error = %error, cause = ?std::error::Error::source(&error), "every new connection is refused, because the list of enrolled sources cannot be used");
+                error!(%address, %error, cause = causes(&error), "every new connection is refused, because the list of enrolled sources cannot be used");
                 Enrolment::default()
             }
         };
@@ -325,7 +326,7 @@ impl Site {
             }
             (Err(error), peer) => {
                 if peer.is_none() {
-                    warn!(%address, fingerprint = ?fingerprint, %error, "an identity that is not enrolled was refused; if it is one of yours: 'thirdsite site enroll --name NAME --group GROUP --fingerprint FINGERPRINT'");
+                    warn!(%address, fingerprint = fingerprint.map(tracing::field::display), %error, "an identity that is not enrolled was refused; if it is one of yours: 'thirdsite site enroll --name NAME --group GROUP --fingerprint FINGERPRINT'");
                     self.registry.refused(RefusedIdentity {
                         fingerprint,
                         address,
@@ -356,7 +357,7 @@ impl Site {
                 })
             }),
             Err(error) => {
-                error!(error = %error, cause = ?std::error::Error::source(&error), "the list of enrolled sources cannot be used; connections go on, new ones are refused");
+                error!(%error, cause = causes(&error), "the list of enrolled sources cannot be used; connections go on, new ones are refused");
             }
         }
     }

@@ -6,7 +6,8 @@ use std::io::{self, Seek, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use journal_format::{Epoch, Generation, GroupName, Hash, Position, Sequence, Timestamp};
 use tempfile::TempDir;
@@ -15,7 +16,8 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     Begin, EnrolledPeer, Enrolment, Heartbeat, Identity, Inbox, LinkOptions, LinkState, NewestCut, Outbox,
-    PeerName, Receipt, Refusal, SegmentDescriptor, SegmentSink, SiteOptions, SiteServer, SourceLink,
+    PeerName, Receipt, Refusal, SegmentDescriptor, SegmentSink, SiteError, SiteOptions, SiteServer,
+    SourceLink,
 };
 
 /// Longer than anything that is waited for takes, so that a fault fails a test instead of hanging it.
@@ -361,9 +363,19 @@ impl Lab {
     }
 
     pub(crate) fn serve_on(&self, runtime: &Handle) -> SiteServer {
-        let options = self.site_options();
-        let server =
-            SiteServer::bind(options, self.site.clone(), Arc::new(self.inbox.clone()), runtime).unwrap();
+        self.serve_with(self.site_options(), runtime)
+    }
+
+    pub(crate) fn serve_with(&self, options: SiteOptions, runtime: &Handle) -> SiteServer {
+        let begun = Instant::now();
+        let server = loop {
+            let inbox = Arc::new(self.inbox.clone());
+            match SiteServer::bind(options.clone(), self.site.clone(), inbox, runtime) {
+                // quinn closes the socket of a site that was shut down in a task of its own.
+                Err(SiteError::AddressInUse { .. }) if begun.elapsed() < PATIENCE => thread::yield_now(),
+                bound => break bound.unwrap(),
+            }
+        };
         *self.address.lock().unwrap() = Some(server.local_addr());
         server
     }
@@ -392,8 +404,18 @@ impl Lab {
         site: crate::Fingerprint,
         outboxes: &[&Arc<MemoryOutbox>],
     ) -> SourceLink {
+        self.ship_with(self.link_options(), identity, site, outboxes)
+    }
+
+    pub(crate) fn ship_with(
+        &self,
+        options: LinkOptions,
+        identity: &Arc<Identity>,
+        site: crate::Fingerprint,
+        outboxes: &[&Arc<MemoryOutbox>],
+    ) -> SourceLink {
         let outboxes =
             outboxes.iter().map(|outbox| Arc::clone(outbox) as Arc<dyn Outbox>).collect::<Vec<_>>();
-        SourceLink::start(self.link_options(), identity.clone(), site, outboxes, &Handle::current()).unwrap()
+        SourceLink::start(options, identity.clone(), site, outboxes, &Handle::current()).unwrap()
     }
 }

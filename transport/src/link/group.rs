@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{LinkOptions, segment};
+use crate::causes::causes;
 use crate::frames::{ReadFault, read_message, read_preamble, write_message};
 use crate::quic::CONTROL_PRIORITY;
 use crate::session::{Backoff, SourceAction, SourceEnd, SourceSession, SourceSessionOptions, WriteFailure};
@@ -114,7 +115,7 @@ impl GroupLink {
         };
         // Only fails if the stream is gone, which the first write tells as well.
         send.set_priority(CONTROL_PRIORITY).ok();
-        let software = self.options.software.clone();
+        let software = shortened(self.options.software.clone());
         let hello = blocking(&self.outbox, |outbox| Hello {
             software,
             group: outbox.group().clone(),
@@ -128,8 +129,9 @@ impl GroupLink {
         let (events, control) = mpsc::channel(16);
         let mut reader = JoinSet::new();
         reader.spawn(async move {
-            let fault = read_control(&mut recv, &events).await;
-            debug!(?fault, "the control stream ended");
+            if let Err(fault) = read_control(&mut recv, &events).await {
+                debug!(%fault, cause = causes(&fault), "the control stream broke");
+            }
         });
         let (written, writes) = mpsc::unbounded_channel();
         let mut session = Session {
@@ -275,7 +277,7 @@ impl Session<'_> {
                 blocking(&outbox, move |outbox| outbox.receipt(&receipt)).await;
             }
             SourceAction::Report(refusal) => {
-                warn!(group = %outbox.group(), kind = ?refusal.kind, reason = ?refusal.to_string(), "refused");
+                warn!(group = %outbox.group(), kind = ?refusal.kind, reason = refusal.to_string(), "refused");
                 blocking(&outbox, move |outbox| {
                     outbox.refused(&refusal);
                     outbox.link(LinkState::Refused(refusal));

@@ -341,6 +341,20 @@ async fn receipt_with_a_wrong_signature_is_ignored_and_reported() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn version_text_of_any_length_is_shortened() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let outbox = MemoryOutbox::new("a");
+    outbox.seal([10]);
+    let options = crate::LinkOptions { software: "é".repeat(50_000), ..lab.link_options() };
+    let link = lab.ship_with(options, &lab.source, lab.site.fingerprint(), &[&outbox]);
+    outbox.until_confirmed(1).await;
+    assert_eq!(outbox.state.read(|state| state.errors().count()), 0);
+    link.shutdown().await;
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_group_cannot_be_shipped_twice() {
     let lab = Lab::new();
     let _server = lab.serve();

@@ -244,6 +244,10 @@ impl SourceSession {
                 return;
             }
             self.next = sequence.next();
+            // The site may have had later segments already, and a receipt of theirs overtakes the sending.
+            if self.is_confirmed(&segment.position) {
+                continue;
+            }
             self.writing.insert(sequence);
             self.unconfirmed.insert(sequence);
             self.progress_at = now;
@@ -295,9 +299,16 @@ impl SourceSession {
         }
         self.confirmed = Some(receipt.position);
         self.progress_at = now;
-        self.unconfirmed = self.unconfirmed.split_off(&receipt.position.sequence.next());
+        self.unconfirmed.retain(|sequence| *sequence > receipt.position.sequence);
         self.actions.push_back(SourceAction::Deliver(receipt));
         self.fetch();
+    }
+
+    /// Whether a receipt covers a segment. One of an older generation may be of another branch.
+    fn is_confirmed(&self, segment: &Position) -> bool {
+        self.confirmed.is_some_and(|confirmed| {
+            confirmed.generation >= segment.generation && confirmed.sequence >= segment.sequence
+        })
     }
 
     /// The outbox answered a heartbeat.

@@ -40,7 +40,7 @@ pub(super) struct Peer {
 impl Peer {
     /// Closes the connection because its peer broke the protocol.
     pub(super) fn violation(&self, what: &str) {
-        warn!(peer = %self.enrolled.name, what = ?what, "the source broke the protocol; its connection is closed");
+        warn!(peer = %self.enrolled.name, what, "the source broke the protocol; its connection is closed");
         self.connection.close(code::PROTOCOL, what.as_bytes());
     }
 }
@@ -59,16 +59,17 @@ pub(super) async fn serve(site: Arc<Site>, connection: Connection, enrolled: Enr
         ended: CancellationToken::new(),
     });
     let tasks = TaskTracker::new();
-    let reason = tokio::select! {
-        () = accept(&peer, &tasks) => None,
-        reason = connection.closed() => Some(reason),
-        () = wait_for_shutdown(&peer, &tasks) => None,
-    };
+    tokio::select! {
+        () = accept(&peer, &tasks) => {}
+        _ = connection.closed() => {}
+        () = wait_for_shutdown(&peer, &tasks) => {}
+    }
     peer.ended.cancel();
     tasks.close();
     tasks.wait().await;
     site.registry.disconnected(&connection, &name);
-    info!(peer = %name, reason = ?reason.map(|reason| reason.to_string()), "the source disconnected");
+    let reason = connection.close_reason().map(|reason| reason.to_string());
+    info!(peer = %name, reason, "the source disconnected");
 }
 
 /// Lets the sessions say goodbye, then waits until the source has closed the connection. The receipts of what is being

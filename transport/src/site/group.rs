@@ -148,7 +148,7 @@ impl GroupSession {
 
     async fn write(&mut self, message: SiteMessage) {
         if let SiteMessage::Refused(refusal) = &message {
-            warn!(peer = %self.peer.enrolled.name, kind = ?refusal.kind, reason = ?refusal.to_string(), "refused");
+            warn!(peer = %self.peer.enrolled.name, kind = ?refusal.kind, reason = refusal.to_string(), "refused");
         }
         let message = match message {
             SiteMessage::Refused(Refusal { kind, sequence, reason, hint }) => {
@@ -201,7 +201,7 @@ impl GroupSession {
         })?;
         self.lock_groups().insert(group.clone(), self.offer_sender.clone());
         site.registry.opened(&peer.connection, name, &group);
-        info!(peer = %name, %group, head = ?head.map(|head| head.to_string()), "the group is open");
+        info!(peer = %name, %group, head = head.map(tracing::field::display), "the group is open");
         self.open = Some(OpenGroup { name: group, _lock: lock });
         Ok(head)
     }
