@@ -304,13 +304,6 @@ impl SourceSession {
         self.fetch();
     }
 
-    /// Whether a receipt covers a segment. One of an older generation may be of another branch.
-    fn is_confirmed(&self, segment: &Position) -> bool {
-        self.confirmed.is_some_and(|confirmed| {
-            confirmed.generation >= segment.generation && confirmed.sequence >= segment.sequence
-        })
-    }
-
     /// The outbox answered a heartbeat.
     pub(crate) fn handle_heartbeat(&mut self, heartbeat: Heartbeat) {
         if self.state == State::Open {
@@ -355,6 +348,13 @@ impl SourceSession {
             && self.writing.is_empty()
             && self.delivering.is_empty();
         waiting.then(|| self.progress_at + self.options.receipt_timeout)
+    }
+
+    /// Whether a receipt covers a segment. One of an older generation may be of another branch.
+    fn is_confirmed(&self, segment: &Position) -> bool {
+        self.confirmed.is_some_and(|confirmed| {
+            confirmed.generation >= segment.generation && confirmed.sequence >= segment.sequence
+        })
     }
 
     fn fetch(&mut self) {
