@@ -3,7 +3,7 @@
 //! Three rules, all kept under one lock for each volume:
 //!
 //! 1. **The epoch is taken on arrival.** [`Capture::begin`] puts a write's bytes into the epoch that is open at that moment.
-//!    [`Capture::cut`] holds the locks of all volumes at once while it ends the epoch. If write B was issued after write A
+//!    `Capture::cut` holds the locks of all volumes at once while it ends the epoch. If write B was issued after write A
 //!    was acknowledged, B arrives after A, hence epoch(A) ≤ epoch(B), whichever volumes they go to: a cut never holds B
 //!    without A.
 //! 2. **The journal's order is the leg's order.** A write that overlaps writes in flight waits for them, in the order of

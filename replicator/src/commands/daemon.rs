@@ -60,13 +60,13 @@ fn print_status(control: &Path, answer: &Value) {
         println!("no groups yet");
         return;
     }
-    let (header, row): (&[&str], fn(&Value) -> Vec<String>) = match role {
-        "source" => {
-            (&["GROUP", "STATE", "LAG", "BACKLOG", "LAST POINT", "CONFIRMED POINT", "DETAIL"], source_row)
-        }
-        _ => (&["GROUP", "STATE", "ACTUAL RPO", "POINTS", "LAST POINT", "TIME", "DETAIL"], site_row),
-    };
-    print_table(header, &groups.iter().map(row).collect::<Vec<_>>());
+    if role == "source" {
+        let rows: Vec<_> = groups.iter().map(source_row).collect();
+        print_table(&["GROUP", "STATE", "LAG", "BACKLOG", "LAST POINT", "CONFIRMED POINT", "DETAIL"], &rows);
+    } else {
+        let rows: Vec<_> = groups.iter().map(site_row).collect();
+        print_table(&["GROUP", "STATE", "ACTUAL RPO", "POINTS", "LAST POINT", "TIME", "DETAIL"], &rows);
+    }
 }
 
 fn source_row(group: &Value) -> Vec<String> {

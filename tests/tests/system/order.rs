@@ -179,7 +179,7 @@ fn read_log(path: &std::path::Path) -> anyhow::Result<Vec<Entry>> {
     if word(0) == 0 {
         return Ok(Vec::new());
     }
-    ensure!(word(0) == 0x6a73_6677_736872, "the log has another magic number");
+    ensure!(word(0) == 0x006a_7366_7773_6872, "the log has another magic number");
     let (count, sector_bytes) = (word(16), u32::from_le_bytes(bytes[24..28].try_into()?) as usize);
     let (mut entries, mut at) = (Vec::new(), sector_bytes);
     for _ in 0..count {
