@@ -182,7 +182,7 @@ impl Group {
         let chain = opened.chain;
         chain.save_state(known_volumes(&volumes), None)?;
         let dirty_bytes = capture.dirty_bytes();
-        info!(group = %settings.name, dirty_bytes, head = ?chain.head(), "group opened");
+        info!(group = %settings.name, dirty_bytes, head = chain.head().map(tracing::field::display), "group opened");
         Ok(Arc::new(Group {
             name: settings.name,
             volumes,

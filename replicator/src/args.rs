@@ -38,11 +38,11 @@ pub(crate) enum Command {
     /// Recovery points of a store
     #[command(subcommand)]
     Point(PointCommand),
-    /// Serve the volumes of a point over NBD
+    /// Serve the volumes of a point over NBD, each under its own name
     Export(ExportArgs),
     /// Write a volume of a point to a file or device
     Restore(RestoreArgs),
-    /// Start the VMs of a point, on overlays, in an isolated network
+    /// Start a VM of a point, on overlays, its network isolated; ends with the VM, Ctrl-C or SIGTERM
     Boot(BootArgs),
     /// Read and re-hash everything in a store
     Verify(VerifyArgs),

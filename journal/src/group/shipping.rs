@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use journal_format::{Position, Sequence};
+use tracing::field::display;
 use tracing::{info, warn};
 
 use super::{Group, StoredSegment};
@@ -86,7 +87,7 @@ impl Group {
             }
             _ => {}
         }
-        warn!(group = %self.name, site = ?head, own = ?chain.head(), "the recovery site's timeline is not ours; a resync of everything follows");
+        warn!(group = %self.name, site = head.map(display), own = chain.head().map(display), "the recovery site's timeline is not ours; a resync of everything follows");
         chain.rebase(head)?;
         let (next, next_epoch) = (chain.next().0, chain.next_epoch());
         drop(chain);

@@ -14,6 +14,7 @@ use super::point::{open_store, select};
 use crate::args::{ExportArgs, ImageFormat, PointArg, RestoreArgs, StoreArg};
 use crate::failure::{Failure, exit, store_failure, with_causes};
 use crate::output::{print_json, progress, rfc3339, size};
+use crate::settings::Listen;
 use crate::source::bind;
 
 /// Opens the point that the arguments name.
@@ -41,7 +42,11 @@ pub(crate) async fn export(args: &ExportArgs) -> anyhow::Result<()> {
     let access = if args.writable { Access::Overlay(&args.scratch) } else { Access::ReadOnly };
     let exports = Arc::new(exports_of(&view, access).map_err(|error| store_failure(&error))?);
     let listener = bind(&args.listen)?;
-    let address = listener.to_string();
+    let address = match &args.listen {
+        Listen::Unix(_) => args.listen.to_string(),
+        // The system has chosen a port if it was asked to.
+        Listen::Tcp(_) => listener.to_string(),
+    };
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let server = Server::start(vec![listener], exports, ServerOptions::default())?;
     let uris: Vec<(String, String)> = view

@@ -100,7 +100,7 @@ impl Outbox for Shipping {
         match state {
             LinkState::Connecting => {}
             LinkState::Connected { address, site_head } => {
-                info!(%group, %address, ?site_head, "connected to the recovery site");
+                info!(%group, %address, site_head = site_head.map(tracing::field::display), "connected to the recovery site");
                 self.set_link(true, None);
             }
             LinkState::Refused(refusal) => self.set_link(true, Some(refusal.to_string())),
