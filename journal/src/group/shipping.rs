@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering;
 
 use journal_format::{Position, Sequence};
-use tracing::field::display;
 use tracing::{info, warn};
 
 use super::{Group, StoredSegment};
@@ -87,7 +86,7 @@ impl Group {
             }
             _ => {}
         }
-        warn!(group = %self.name, site = head.map(display), own = chain.head().map(display), "the recovery site's timeline is not ours; a resync of everything follows");
+        warn!(group = %self.name, site = head.map(tracing::field::display), own = chain.head().map(tracing::field::display), "the recovery site's timeline is not ours; a resync of everything follows");
         chain.rebase(head)?;
         let (next, next_epoch) = (chain.next().0, chain.next_epoch());
         drop(chain);
