@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use journal_format::segment::{HEADER_BYTES, SealedSegment, SegmentIndex, TRAILER_BYTES, Trailer};
+use journal_format::segment::{HEADER_BYTES, SegmentIndex, TRAILER_BYTES, Trailer};
 use journal_format::{Epoch, FormatError, Generation, GroupName, Hash, Position, Sequence, VolumeName};
 use serde::{Deserialize, Serialize};
 
@@ -312,19 +312,6 @@ impl Chain {
     }
 }
 
-/// Writes a sealed segment; it is durable when this returns.
-pub(crate) fn write_segment(
-    group: &GroupName,
-    storage: &dyn Storage,
-    segment: &SealedSegment,
-) -> Result<StoredSegment, JournalError> {
-    let name = segment_name(segment.position.sequence);
-    let written = storage.write(&name, &segment.bytes);
-    written.map_err(|source| storage_error(group, &format!("writing {name}"), source))?;
-    let (position, parent) = (segment.position, segment.parent);
-    Ok(StoredSegment { position, parent, size_bytes: segment.bytes.len() as u64 })
-}
-
 /// File name of a segment.
 pub(crate) fn segment_name(sequence: Sequence) -> String {
     format!("{:020}.seg", sequence.0)
@@ -359,7 +346,7 @@ fn decode_state(group: &GroupName, bytes: &[u8]) -> Result<State, JournalError> 
     Ok(state)
 }
 
-fn storage_error(group: &GroupName, action: &str, source: io::Error) -> JournalError {
+pub(crate) fn storage_error(group: &GroupName, action: &str, source: io::Error) -> JournalError {
     JournalError::Storage { group: group.clone(), action: action.to_owned(), source }
 }
 

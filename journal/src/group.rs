@@ -21,7 +21,7 @@ pub use self::status::GroupStatus;
 pub use crate::chain::StoredSegment;
 
 use crate::capture::{Capture, Change, EpochChanges};
-use crate::chain::{Chain, CleanRecord, KnownVolume, Opened, segment_name, write_segment};
+use crate::chain::{Chain, CleanRecord, KnownVolume, Opened, segment_name};
 use crate::clock::Clock;
 use crate::error::JournalError;
 use crate::leg::Leg;
@@ -328,13 +328,13 @@ impl Group {
             options: self.build,
         };
         let mut position = None;
-        seal(&request, &cut.changes, next, |segment| {
-            self.lock(&self.chain).check_room(segment.bytes.len() as u64)?;
-            let stored = write_segment(&self.name, &*storage, &segment)?;
+        let keep = |stored: StoredSegment| {
             self.register(stored)?;
             position = Some(stored.position);
             Ok(())
-        })?;
+        };
+        let check_room = |size_bytes| self.lock(&self.chain).check_room(size_bytes);
+        seal(&request, &cut.changes, next, &*storage, keep, check_room)?;
         state.definition_sent = true;
         let position = position.expect("an epoch is sealed into at least one segment");
         let sealed = SealedCut { point: PointId { generation, epoch }, position, time: cut.time, is_point };

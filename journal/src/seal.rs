@@ -1,17 +1,23 @@
-//! From an epoch's changes to segments.
+//! From an epoch's changes to segments in the journal.
+
+use std::io;
 
 use journal_format::definition::GroupDefinition;
-use journal_format::segment::{
-    BuildOptions, Header, PointRecord, SealedSegment, SegmentBuilder, SegmentMeta, VolumeRecord,
-};
+use journal_format::segment::{BuildOptions, Header, PointRecord, SegmentBuilder, SegmentMeta, VolumeRecord};
 use journal_format::{Epoch, Generation, GroupName, Hash, Sequence, Timestamp};
 
 use crate::capture::EpochChanges;
+use crate::chain::{StoredSegment, segment_name, storage_error};
+use crate::error::JournalError;
+use crate::storage::{NewFile, Storage};
 
 /// Payload at which a part of an epoch is closed, in bytes before compression.
 const PART_PAYLOAD_BYTES: u64 = 64 << 20;
 /// Extents at which a part of an epoch is closed.
 const PART_EXTENTS: usize = 1 << 20;
+
+/// Finished bytes are written when there are so many of them.
+const WRITE_BYTES: usize = 256 << 10;
 
 /// What the segments of one epoch have in common.
 pub(crate) struct SealRequest<'a> {
@@ -26,37 +32,97 @@ pub(crate) struct SealRequest<'a> {
     pub(crate) options: BuildOptions,
 }
 
-/// Makes the segments that carry `changes` and gives each to `keep` before the next is made. They continue the chain at
-/// `next`: the sequence of the first and its parent.
+/// Makes the segments that carry `changes`, and hands each to `keep` when it is durable, before the next is begun. They continue the
+/// chain at `next`: the sequence of the first and its parent. `check_room` says whether a
+/// segment may have so many bytes.
 ///
 /// # Errors
-/// What `keep` answers; parts kept before stay kept.
-pub(crate) fn seal<E>(
+/// [`JournalError::Storage`], [`JournalError::Limit`], or what `keep` answers; parts kept before stay kept.
+pub(crate) fn seal(
     request: &SealRequest<'_>,
     changes: &EpochChanges,
-    mut next: (Sequence, Hash),
-    mut keep: impl FnMut(SealedSegment) -> Result<(), E>,
-) -> Result<(), E> {
-    let mut part = 0;
-    let mut finish = |builder: SegmentBuilder, last: bool| {
-        let segment = builder.finish(&header(request, next, part, !last), &meta(request, part, last));
-        next = (segment.position.sequence.next(), segment.position.hash);
-        part += 1;
-        keep(segment)
-    };
-    let mut builder = SegmentBuilder::new(request.options);
+    next: (Sequence, Hash),
+    storage: &dyn Storage,
+    mut keep: impl FnMut(StoredSegment) -> Result<(), JournalError>,
+    check_room: impl Fn(u64) -> Result<(), JournalError>,
+) -> Result<(), JournalError> {
+    let mut part = Part::begin(request, storage, next, 0)?;
     for (volume, map) in changes.volumes.iter().enumerate() {
         for range in map.ranges() {
-            if builder.payload_bytes() >= PART_PAYLOAD_BYTES || builder.extent_count() >= PART_EXTENTS {
-                finish(std::mem::replace(&mut builder, SegmentBuilder::new(request.options)), false)?;
+            if part.is_full() {
+                let (number, stored) = (part.number, part.finish(request, false, &check_room)?);
+                keep(stored)?;
+                let next = (stored.position.sequence.next(), stored.position.hash);
+                part = Part::begin(request, storage, next, number + 1)?;
             }
             match range.data {
-                Some(data) => builder.add_data(volume as u16, range.offset, data),
-                None => builder.add_zero(volume as u16, range.offset, range.length),
+                Some(data) => part.builder.add_data(volume as u16, range.offset, data),
+                None => part.builder.add_zero(volume as u16, range.offset, range.length),
             }
+            part.write_finished(WRITE_BYTES, &check_room)?;
         }
     }
-    finish(builder, true)
+    keep(part.finish(request, true, &check_room)?)
+}
+
+/// A segment that is being written.
+struct Part<'a> {
+    request: &'a SealRequest<'a>,
+    number: u16,
+    next: (Sequence, Hash),
+    builder: SegmentBuilder,
+    file: Box<dyn NewFile + 'a>,
+}
+
+impl<'a> Part<'a> {
+    fn begin(
+        request: &'a SealRequest<'a>,
+        storage: &'a dyn Storage,
+        next: (Sequence, Hash),
+        number: u16,
+    ) -> Result<Self, JournalError> {
+        let file = storage.create(&segment_name(next.0)).map_err(|error| failed(request, next.0, error))?;
+        Ok(Part { request, number, next, builder: SegmentBuilder::new(request.options), file })
+    }
+
+    fn is_full(&self) -> bool {
+        self.builder.payload_bytes() >= PART_PAYLOAD_BYTES || self.builder.extent_count() >= PART_EXTENTS
+    }
+
+    /// Writes what is finished while it is still in the CPU's cache.
+    fn write_finished(
+        &mut self,
+        least_bytes: usize,
+        check_room: &impl Fn(u64) -> Result<(), JournalError>,
+    ) -> Result<(), JournalError> {
+        if self.builder.finished().len() < least_bytes {
+            return Ok(());
+        }
+        check_room(self.builder.stored_bytes())?;
+        let written = self.file.append(self.builder.finished());
+        written.map_err(|error| failed(self.request, self.next.0, error))?;
+        self.builder.take_finished();
+        Ok(())
+    }
+
+    fn finish(
+        mut self,
+        request: &SealRequest<'_>,
+        last: bool,
+        check_room: &impl Fn(u64) -> Result<(), JournalError>,
+    ) -> Result<StoredSegment, JournalError> {
+        let tail = self
+            .builder
+            .finish_tail(&header(request, self.next, self.number, !last), &meta(request, self.number, last));
+        check_room(tail.size_bytes)?;
+        let written = self.file.append(&tail.bytes).and_then(|()| self.file.finish(&tail.header));
+        written.map_err(|error| failed(request, self.next.0, error))?;
+        Ok(StoredSegment { position: tail.position, parent: tail.parent, size_bytes: tail.size_bytes })
+    }
+}
+
+fn failed(request: &SealRequest<'_>, sequence: Sequence, error: io::Error) -> JournalError {
+    storage_error(request.group, &format!("writing {}", segment_name(sequence)), error)
 }
 
 fn header(request: &SealRequest<'_>, next: (Sequence, Hash), part: u16, more_parts: bool) -> Header {

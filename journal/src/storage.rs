@@ -24,6 +24,11 @@ pub trait Storage: Send + Sync + 'static {
     /// # Errors
     /// What the medium answers; the old content, if any, is untouched then.
     fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
+    /// Begins a file that is written piece by piece. It has its name only when it is finished; dropped before, it is gone.
+    ///
+    /// # Errors
+    /// What the medium answers.
+    fn create(&self, name: &str) -> io::Result<Box<dyn NewFile + '_>>;
     /// Removes a file.
     ///
     /// # Errors
@@ -34,6 +39,20 @@ pub trait Storage: Send + Sync + 'static {
     /// # Errors
     /// What the medium answers.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+}
+
+/// A file that is being written.
+pub trait NewFile {
+    /// Adds bytes at its end.
+    ///
+    /// # Errors
+    /// What the medium answers.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Puts bytes over its beginning, and gives it its name when all of it is durable.
+    ///
+    /// # Errors
+    /// What the medium answers; there is no such file then, or the old one.
+    fn finish(self: Box<Self>, beginning: &[u8]) -> io::Result<()>;
 }
 
 /// A folder of the host.
@@ -78,18 +97,15 @@ impl Storage for DirStorage {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let mut file = self.create(name)?;
+        file.append(bytes)?;
+        file.finish(&[])
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn NewFile + '_>> {
         let temporary = self.path.join(format!("{name}.tmp"));
-        let written = (|| {
-            let mut file = File::create(&temporary)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&temporary, self.path.join(name))
-        })();
-        if written.is_err() {
-            // The first error is the one to report.
-            let _ = fs::remove_file(&temporary);
-        }
-        written.and_then(|()| self.sync_folder())
+        let file = File::create(&temporary)?;
+        Ok(Box::new(DirFile { storage: self, name: self.path.join(name), temporary: Some(temporary), file }))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -99,6 +115,39 @@ impl Storage for DirStorage {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         fs::rename(self.path.join(from), self.path.join(to))?;
         self.sync_folder()
+    }
+}
+
+struct DirFile<'a> {
+    storage: &'a DirStorage,
+    name: PathBuf,
+    /// `None` when it has got its name.
+    temporary: Option<PathBuf>,
+    file: File,
+}
+
+impl NewFile for DirFile<'_> {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)
+    }
+
+    fn finish(mut self: Box<Self>, beginning: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(beginning, 0)?;
+        self.file.sync_all()?;
+        if let Some(temporary) = &self.temporary {
+            fs::rename(temporary, &self.name)?;
+        }
+        self.temporary = None;
+        self.storage.sync_folder()
+    }
+}
+
+impl Drop for DirFile<'_> {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            // The error before is the one to report; what stays is removed at the next start.
+            let _ = fs::remove_file(temporary);
+        }
     }
 }
 
@@ -158,6 +207,10 @@ impl Storage for MemoryStorage {
         })
     }
 
+    fn create(&self, name: &str) -> io::Result<Box<dyn NewFile + '_>> {
+        Ok(Box::new(MemoryFile { storage: self, name: name.to_owned(), bytes: Vec::new() }))
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         self.with(|inner| inner.files.remove(name).map(drop).ok_or(io::ErrorKind::NotFound.into()))
     }
@@ -168,5 +221,23 @@ impl Storage for MemoryStorage {
             inner.files.insert(to.to_owned(), bytes);
             Ok(())
         })
+    }
+}
+
+struct MemoryFile<'a> {
+    storage: &'a MemoryStorage,
+    name: String,
+    bytes: Vec<u8>,
+}
+
+impl NewFile for MemoryFile<'_> {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>, beginning: &[u8]) -> io::Result<()> {
+        self.bytes[..beginning.len()].copy_from_slice(beginning);
+        self.storage.write(&self.name, &self.bytes)
     }
 }

@@ -9,7 +9,7 @@ mod layout;
 mod meta;
 mod read;
 
-pub use build::{BuildOptions, SealedSegment, SegmentBuilder};
+pub use build::{BuildOptions, SealedSegment, SegmentBuilder, SegmentTail};
 pub use index::{Extent, ExtentContent, FrameCodec, FrameEntry};
 pub use layout::{
     FORMAT_VERSION, HEADER_BYTES, Header, MAX_DEFINITION_BYTES, MAX_FRAME_RAW_BYTES, MAX_INDEX_RAW_BYTES,

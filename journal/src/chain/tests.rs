@@ -23,7 +23,9 @@ fn append(chain: &mut Chain) -> StoredSegment {
         parent,
     };
     let segment = SegmentBuilder::new(BuildOptions::default()).finish(&header, &SegmentMeta::default());
-    let stored = write_segment(&group(), &*chain.storage(), &segment).unwrap();
+    chain.storage().write(&segment_name(sequence), &segment.bytes).unwrap();
+    let (position, parent, size_bytes) = (segment.position, segment.parent, segment.bytes.len() as u64);
+    let stored = StoredSegment { position, parent, size_bytes };
     chain.register(stored);
     stored
 }

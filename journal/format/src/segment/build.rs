@@ -32,11 +32,30 @@ pub struct SealedSegment {
     pub parent: Hash,
 }
 
-/// Builds a segment in memory. Ranges are added in the order of volume and offset and do not overlap.
+/// The end of a segment whose frames were taken as they were finished.
+#[derive(Clone, Debug)]
+pub struct SegmentTail {
+    /// The header; its place at the start of the file was left open.
+    pub header: [u8; HEADER_BYTES],
+    /// Everything that was not taken yet.
+    pub bytes: Vec<u8>,
+    /// Size of the whole segment in bytes.
+    pub size_bytes: u64,
+    /// The position that it ends at.
+    pub position: Position,
+    /// Hash of the segment before it.
+    pub parent: Hash,
+}
+
+/// Builds a segment. Ranges are added in the order of volume and offset and do not overlap. Finished frames may be taken out
+/// as it grows, so that a large segment needs little memory.
 pub struct SegmentBuilder {
     options: BuildOptions,
     compressor: zstd::bulk::Compressor<'static>,
+    compressed: Vec<u8>,
+    /// What is finished and was not taken.
     bytes: Vec<u8>,
+    taken_bytes: u64,
     frames: Vec<FrameEntry>,
     extents: Vec<Extent>,
     open_frame: Vec<u8>,
@@ -51,7 +70,9 @@ impl SegmentBuilder {
         SegmentBuilder {
             options,
             compressor: zstd::bulk::Compressor::new(options.level).expect("zstd takes every level"),
+            compressed: Vec::with_capacity(zstd::zstd_safe::compress_bound(options.frame_bytes as usize)),
             bytes: vec![0; HEADER_BYTES],
+            taken_bytes: 0,
             frames: Vec::new(),
             extents: Vec::new(),
             open_frame: Vec::with_capacity(options.frame_bytes as usize),
@@ -64,9 +85,20 @@ impl SegmentBuilder {
         self.payload_bytes + self.open_frame.len() as u64
     }
 
-    /// Size of the frames written so far, in bytes.
+    /// Size of the frames finished so far, in bytes.
     pub fn stored_bytes(&self) -> u64 {
-        self.bytes.len() as u64
+        self.taken_bytes + self.bytes.len() as u64
+    }
+
+    /// What is finished and was not taken yet. It begins with an empty place for the header.
+    pub fn finished(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Says that what is finished was taken.
+    pub fn take_finished(&mut self) {
+        self.taken_bytes += self.bytes.len() as u64;
+        self.bytes.clear();
     }
 
     /// Number of extents so far.
@@ -130,37 +162,51 @@ impl SegmentBuilder {
             return;
         }
         let raw = &self.open_frame;
-        let offset = self.bytes.len();
-        let compressed = self.compressor.compress(raw).ok().filter(|bytes| bytes.len() < raw.len());
-        let codec = if compressed.is_some() { FrameCodec::Zstd } else { FrameCodec::Stored };
-        self.bytes.extend_from_slice(compressed.as_deref().unwrap_or(raw));
+        let offset = self.taken_bytes + self.bytes.len() as u64;
+        let compressed = self.compressor.compress_to_buffer(raw, &mut self.compressed);
+        let (codec, stored) = match compressed {
+            Ok(size) if size < raw.len() => (FrameCodec::Zstd, &self.compressed[..size]),
+            _ => (FrameCodec::Stored, &raw[..]),
+        };
+        self.bytes.extend_from_slice(stored);
         self.frames.push(FrameEntry {
-            offset: offset as u64,
-            stored_bytes: (self.bytes.len() - offset) as u32,
+            offset,
+            stored_bytes: stored.len() as u32,
             raw_bytes: raw.len() as u32,
             codec,
-            stored_hash: Hash::of(&self.bytes[offset..]),
+            stored_hash: Hash::of(stored),
             raw_hash: Hash::of(raw),
         });
         self.payload_bytes += raw.len() as u64;
         self.open_frame.clear();
     }
 
-    /// Seals the segment.
-    pub fn finish(mut self, header: &Header, meta: &SegmentMeta) -> SealedSegment {
+    /// Seals a segment that is all in memory.
+    ///
+    /// # Panics
+    /// If anything of it was taken.
+    pub fn finish(self, header: &Header, meta: &SegmentMeta) -> SealedSegment {
+        assert_eq!(self.taken_bytes, 0, "a segment of which parts were taken ends with `finish_tail`");
+        let SegmentTail { header, mut bytes, position, parent, .. } = self.finish_tail(header, meta);
+        bytes[..HEADER_BYTES].copy_from_slice(&header);
+        SealedSegment { bytes, position, parent }
+    }
+
+    /// Seals the segment, and answers what was not taken of it.
+    pub fn finish_tail(mut self, header: &Header, meta: &SegmentMeta) -> SegmentTail {
         self.close_frame();
-        let index_offset = self.bytes.len() as u64;
+        let index_offset = self.stored_bytes();
         let mut raw_index = Vec::new();
         self.frames.iter().for_each(|frame| frame.encode(&mut raw_index));
         self.extents.iter().for_each(|extent| extent.encode(&mut raw_index));
         let index = zstd::bulk::compress(&raw_index, 3).expect("zstd compresses into a buffer that it sizes");
         let meta_bytes = meta.encode();
         let encoded_header = header.encode();
-        self.bytes[..HEADER_BYTES].copy_from_slice(&encoded_header);
         self.bytes.extend_from_slice(&index);
         self.bytes.extend_from_slice(&meta_bytes);
+        let size_bytes = self.stored_bytes() + super::TRAILER_BYTES as u64;
         let mut trailer = Trailer {
-            file_bytes: (self.bytes.len() + super::TRAILER_BYTES) as u64,
+            file_bytes: size_bytes,
             index_offset,
             index_stored_bytes: index.len() as u32,
             index_raw_bytes: raw_index.len() as u32,
@@ -174,7 +220,8 @@ impl SegmentBuilder {
         };
         let encoded_trailer = trailer.encode(&encoded_header);
         self.bytes.extend_from_slice(&encoded_trailer);
-        SealedSegment { bytes: self.bytes, position: header.position(trailer.hash), parent: header.parent }
+        let (position, parent) = (header.position(trailer.hash), header.parent);
+        SegmentTail { header: encoded_header, bytes: self.bytes, size_bytes, position, parent }
     }
 }
 

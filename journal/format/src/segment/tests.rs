@@ -233,3 +233,29 @@ proptest! {
         drop(verify_segment(&bytes));
     }
 }
+
+#[test]
+fn a_segment_that_is_taken_in_pieces_has_the_same_bytes() {
+    let add = |builder: &mut SegmentBuilder, take: &mut dyn FnMut(&mut SegmentBuilder)| {
+        for block in 0..200_u64 {
+            let noise: Vec<u8> = (0..4096_u64).map(|at| (at * block * 0x9e37 >> 7) as u8).collect();
+            builder.add_data(0, block * 8192, &noise);
+            take(builder);
+        }
+    };
+    let options = BuildOptions { level: 1, frame_bytes: 64 << 10 };
+    let mut whole = SegmentBuilder::new(options);
+    add(&mut whole, &mut |_| {});
+    let whole = whole.finish(&header(), &meta());
+    let (mut pieces, mut taken) = (SegmentBuilder::new(options), Vec::new());
+    add(&mut pieces, &mut |builder| {
+        taken.extend_from_slice(builder.finished());
+        builder.take_finished();
+    });
+    let tail = pieces.finish_tail(&header(), &meta());
+    taken.extend_from_slice(&tail.bytes);
+    taken[..HEADER_BYTES].copy_from_slice(&tail.header);
+    assert_eq!(tail.size_bytes, taken.len() as u64);
+    assert_eq!((tail.position, tail.parent), (whole.position, whole.parent));
+    assert!(taken == whole.bytes);
+}
