@@ -73,10 +73,11 @@ pub(crate) async fn run(config: &Path, accept_resize: &[String]) -> anyhow::Resu
     Ok(())
 }
 
-/// Memory that is kept for payloads: as much as an epoch of every group may hold.
+/// Memory that is kept for payloads: as much as all groups may hold. Pages that are fresh from the system cost the tap more than a write
+/// does.
 fn arena(settings: &SourceSettings) -> Arena {
     let budget: u64 = settings.groups.iter().map(|group| group.memory_budget).sum();
-    Arena::new(usize::try_from(budget / 2).unwrap_or(usize::MAX))
+    Arena::new(usize::try_from(budget).unwrap_or(usize::MAX))
 }
 
 fn open_groups(opening: &Opening<'_>) -> anyhow::Result<Agent> {

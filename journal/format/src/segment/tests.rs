@@ -238,7 +238,7 @@ proptest! {
 fn a_segment_that_is_taken_in_pieces_has_the_same_bytes() {
     let add = |builder: &mut SegmentBuilder, take: &mut dyn FnMut(&mut SegmentBuilder)| {
         for block in 0..200_u64 {
-            let noise: Vec<u8> = (0..4096_u64).map(|at| (at * block * 0x9e37 >> 7) as u8).collect();
+            let noise: Vec<u8> = (0..4096_u64).map(|at| ((at * block * 0x9e37) >> 7) as u8).collect();
             builder.add_data(0, block * 8192, &noise);
             take(builder);
         }
