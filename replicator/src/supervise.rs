@@ -1,22 +1,20 @@
 //! A small supervisor for hosts without systemd: it holds the taps' listening sockets and starts the agent again when it ends,
 //! so that a crash or an upgrade of the agent is a pause for the VM and never a refused connection.
 
-use std::net::TcpListener;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use command_fds::{CommandFdExt, FdMapping};
+use journal_nbd::Listener;
 use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
-use crate::failure::Failure;
-use crate::settings::{self, Listen, SourceSettings};
+use crate::settings::{self, SourceSettings};
+use crate::source::bind;
 
 /// First descriptor that socket activation hands over.
 const FIRST_FD: i32 = 3;
@@ -27,7 +25,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Runs the agent until told to stop by SIGTERM or SIGINT.
 pub(crate) async fn run(config: &Path) -> anyhow::Result<()> {
     let settings: SourceSettings = settings::load(config)?;
-    let sockets: Vec<OwnedFd> = settings.tap.listen.iter().map(listen).collect::<Result<_, _>>()?;
+    let sockets: Vec<Listener> = settings.tap.listen.iter().map(bind).collect::<Result<_, _>>()?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut pause = Duration::ZERO;
     loop {
@@ -57,15 +55,14 @@ fn after_end(status: ExitStatus, life: Duration, pause: Duration) -> Duration {
     pause
 }
 
-fn start(config: &Path, sockets: &[OwnedFd]) -> anyhow::Result<Child> {
+fn start(config: &Path, sockets: &[Listener]) -> anyhow::Result<Child> {
     let program = std::env::current_exe().context("the path of this program")?;
     let mut command = Command::new(program);
     command.args(["source", "run", "--config"]).arg(config);
     command.env("LISTEN_FDS", sockets.len().to_string()).env_remove("LISTEN_PID");
-    let mappings = sockets
-        .iter()
-        .zip(FIRST_FD..)
-        .map(|(socket, child_fd)| Ok(FdMapping { parent_fd: socket.try_clone()?, child_fd }));
+    let mappings = sockets.iter().zip(FIRST_FD..).map(|(socket, child_fd)| {
+        Ok(FdMapping { parent_fd: socket.as_fd().try_clone_to_owned()?, child_fd })
+    });
     command.fd_mappings(mappings.collect::<std::io::Result<_>>()?)?;
     tokio::process::Command::from(command).spawn().context("the agent cannot be started")
 }
@@ -77,31 +74,4 @@ async fn stop(mut agent: Child) -> anyhow::Result<()> {
     let status = agent.wait().await?;
     info!(%status, "agent ended");
     Ok(())
-}
-
-fn listen(place: &Listen) -> anyhow::Result<OwnedFd> {
-    let in_use = || {
-        Failure::invalid(format!("tap address '{place}' is in use"), "another agent or supervisor serves it")
-    };
-    match place {
-        Listen::Tcp(address) => match TcpListener::bind(address) {
-            Ok(listener) => Ok(listener.into()),
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(in_use().into()),
-            Err(error) => Err(error).with_context(|| format!("tap address '{place}'")),
-        },
-        Listen::Unix(path) => {
-            if UnixStream::connect(path).is_ok() {
-                return Err(in_use().into());
-            }
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("tap address '{place}'"));
-                }
-                _ => {}
-            }
-            let listener = UnixListener::bind(path).with_context(|| format!("tap address '{place}'"))?;
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-            Ok(listener.into())
-        }
-    }
 }

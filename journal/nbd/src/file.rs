@@ -35,6 +35,7 @@ pub struct FileDisk {
     in_memory: bool,
     /// `preadv2` can say whether a read would wait.
     nowait: AtomicBool,
+    /// Known only after it was done once: a trial would change the file's times, by which others see whether it was written to.
     punching_works: AtomicBool,
     allocated_zeroes_work: AtomicBool,
     /// A flush has failed: the kernel has dropped pages and would report the next flush as a success.
@@ -101,9 +102,6 @@ impl FileDisk {
         }
         let in_memory =
             rustix::fs::fstatfs(&file).is_ok_and(|fs| fs.f_type as u64 == TMPFS_MAGIC) && kind.is_file();
-        // Beyond the end there is nothing to punch: the answer tells whether the file system could. A block device is
-        // known only when it has done it once.
-        let punching_works = !read_only && kind.is_file() && punch(&file, size_bytes, 512).is_ok();
         Ok(FileDisk {
             file,
             path: path.to_owned(),
@@ -111,7 +109,7 @@ impl FileDisk {
             read_only,
             in_memory,
             nowait: AtomicBool::new(!in_memory),
-            punching_works: AtomicBool::new(punching_works),
+            punching_works: AtomicBool::new(false),
             allocated_zeroes_work: AtomicBool::new(false),
             lost_writes: AtomicBool::new(false),
         })

@@ -46,6 +46,20 @@ fn refused(from: &str, to: &str, expected: &str) {
 }
 
 #[test]
+fn the_templates_are_valid() {
+    let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let source = load::<SourceSettings>(&templates.join("source.toml")).unwrap();
+    assert!(source.groups[0].definition().is_some());
+    load::<SiteSettings>(&templates.join("site.toml")).unwrap();
+}
+
+#[test]
+fn definitions_that_cannot_become_a_command_line_are_refused() {
+    refused("cpu = \"qemu64\"", "cpu = \"qemu64,x=y\"", "cpu 'qemu64,x=y'");
+    refused("memory = \"256MiB\"", "memory = \"100KiB\"", "memory");
+}
+
+#[test]
 fn a_full_file_is_read_with_units_and_defaults() {
     let settings = parse(SOURCE).unwrap();
     let group = &settings.groups[0];
