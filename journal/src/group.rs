@@ -11,7 +11,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use journal_format::definition::GroupDefinition;
 use journal_format::segment::{BuildOptions, PointKind, PointRecord, VolumeKind, VolumeRecord};
-use journal_format::{BookmarkName, Epoch, GroupName, Hash, PointId, Position, Timestamp, VolumeName};
+use journal_format::{
+    BookmarkName, Epoch, GroupName, Hash, PointId, Position, Timestamp, VolumeName, with_causes,
+};
 use journal_nbd::Arena;
 use tracing::{error, info, warn};
 
@@ -333,8 +335,8 @@ impl Group {
             position = Some(stored.position);
             Ok(())
         };
-        let check_room = |size_bytes| self.lock(&self.chain).check_room(size_bytes);
-        seal(&request, &cut.changes, next, &*storage, keep, check_room)?;
+        let check_room = |size_bytes: u64| self.lock(&self.chain).check_room(size_bytes);
+        seal(&request, &cut.changes, next, &*storage, keep, &check_room)?;
         state.definition_sent = true;
         let position = position.expect("an epoch is sealed into at least one segment");
         let sealed = SealedCut { point: PointId { generation, epoch }, position, time: cut.time, is_point };
@@ -367,7 +369,7 @@ impl Group {
         self.taint(state);
         self.lost_cuts.fetch_add(1, Ordering::Relaxed);
         self.note_resync();
-        error!(group = %self.name, epoch = %changes.epoch, error = %ErrorChain(lost), "epoch dropped from the journal; a resync follows");
+        error!(group = %self.name, epoch = %changes.epoch, error = with_causes(lost), "epoch dropped from the journal; a resync follows");
     }
 
     /// Says that no cut taken so far is a point. Called after regions were marked dirty.
@@ -411,17 +413,6 @@ impl Group {
 
     fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Prints an error with its causes.
-struct ErrorChain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for ErrorChain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let causes = std::iter::successors(self.0.source(), |error| error.source());
-        causes.into_iter().try_for_each(|cause| write!(f, ": {cause}"))
     }
 }
 

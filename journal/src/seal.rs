@@ -15,7 +15,6 @@ use crate::storage::{NewFile, Storage};
 const PART_PAYLOAD_BYTES: u64 = 64 << 20;
 /// Extents at which a part of an epoch is closed.
 const PART_EXTENTS: usize = 1 << 20;
-
 /// Finished bytes are written when there are so many of them.
 const WRITE_BYTES: usize = 256 << 10;
 
@@ -32,9 +31,8 @@ pub(crate) struct SealRequest<'a> {
     pub(crate) options: BuildOptions,
 }
 
-/// Makes the segments that carry `changes`, and hands each to `keep` when it is durable, before the next is begun. They continue the
-/// chain at `next`: the sequence of the first and its parent. `check_room` says whether a
-/// segment may have so many bytes.
+/// Makes the segments that carry `changes`, and hands each to `keep` when it is durable, before the next is begun. They continue
+/// the chain at `next`: the sequence of the first and its parent. `check_room` says whether a segment may have so many bytes.
 ///
 /// # Errors
 /// [`JournalError::Storage`], [`JournalError::Limit`], or what `keep` answers; parts kept before stay kept.
@@ -44,30 +42,34 @@ pub(crate) fn seal(
     next: (Sequence, Hash),
     storage: &dyn Storage,
     mut keep: impl FnMut(StoredSegment) -> Result<(), JournalError>,
-    check_room: impl Fn(u64) -> Result<(), JournalError>,
+    check_room: &CheckRoom<'_>,
 ) -> Result<(), JournalError> {
-    let mut part = Part::begin(request, storage, next, 0)?;
+    let begin = |next, number| Part::begin(request, storage, check_room, next, number);
+    let mut part = begin(next, 0)?;
     for (volume, map) in changes.volumes.iter().enumerate() {
         for range in map.ranges() {
             if part.is_full() {
-                let (number, stored) = (part.number, part.finish(request, false, &check_room)?);
+                let (number, stored) = (part.number, part.finish(false)?);
                 keep(stored)?;
-                let next = (stored.position.sequence.next(), stored.position.hash);
-                part = Part::begin(request, storage, next, number + 1)?;
+                part = begin((stored.position.sequence.next(), stored.position.hash), number + 1)?;
             }
             match range.data {
                 Some(data) => part.builder.add_data(volume as u16, range.offset, data),
                 None => part.builder.add_zero(volume as u16, range.offset, range.length),
             }
-            part.write_finished(WRITE_BYTES, &check_room)?;
+            part.write_finished()?;
         }
     }
-    keep(part.finish(request, true, &check_room)?)
+    keep(part.finish(true)?)
 }
+
+/// Says whether the journal has room for a segment of so many bytes.
+pub(crate) type CheckRoom<'a> = dyn Fn(u64) -> Result<(), JournalError> + 'a;
 
 /// A segment that is being written.
 struct Part<'a> {
     request: &'a SealRequest<'a>,
+    check_room: &'a CheckRoom<'a>,
     number: u16,
     next: (Sequence, Hash),
     builder: SegmentBuilder,
@@ -78,45 +80,36 @@ impl<'a> Part<'a> {
     fn begin(
         request: &'a SealRequest<'a>,
         storage: &'a dyn Storage,
+        check_room: &'a CheckRoom<'a>,
         next: (Sequence, Hash),
         number: u16,
     ) -> Result<Self, JournalError> {
         let file = storage.create(&segment_name(next.0)).map_err(|error| failed(request, next.0, error))?;
-        Ok(Part { request, number, next, builder: SegmentBuilder::new(request.options), file })
+        Ok(Part { request, check_room, number, next, builder: SegmentBuilder::new(request.options), file })
     }
 
     fn is_full(&self) -> bool {
         self.builder.payload_bytes() >= PART_PAYLOAD_BYTES || self.builder.extent_count() >= PART_EXTENTS
     }
 
-    /// Writes what is finished while it is still in the CPU's cache.
-    fn write_finished(
-        &mut self,
-        least_bytes: usize,
-        check_room: &impl Fn(u64) -> Result<(), JournalError>,
-    ) -> Result<(), JournalError> {
-        if self.builder.finished().len() < least_bytes {
+    /// Writes what is finished, if it is worth it, while it is still in the CPU's cache.
+    fn write_finished(&mut self) -> Result<(), JournalError> {
+        if self.builder.finished().len() < WRITE_BYTES {
             return Ok(());
         }
-        check_room(self.builder.stored_bytes())?;
+        (self.check_room)(self.builder.stored_bytes())?;
         let written = self.file.append(self.builder.finished());
         written.map_err(|error| failed(self.request, self.next.0, error))?;
         self.builder.take_finished();
         Ok(())
     }
 
-    fn finish(
-        mut self,
-        request: &SealRequest<'_>,
-        last: bool,
-        check_room: &impl Fn(u64) -> Result<(), JournalError>,
-    ) -> Result<StoredSegment, JournalError> {
-        let tail = self
-            .builder
-            .finish_tail(&header(request, self.next, self.number, !last), &meta(request, self.number, last));
-        check_room(tail.size_bytes)?;
+    fn finish(mut self, last: bool) -> Result<StoredSegment, JournalError> {
+        let header = header(self.request, self.next, self.number, !last);
+        let tail = self.builder.finish_tail(&header, &meta(self.request, self.number, last));
+        (self.check_room)(tail.size_bytes)?;
         let written = self.file.append(&tail.bytes).and_then(|()| self.file.finish(&tail.header));
-        written.map_err(|error| failed(request, self.next.0, error))?;
+        written.map_err(|error| failed(self.request, self.next.0, error))?;
         Ok(StoredSegment { position: tail.position, parent: tail.parent, size_bytes: tail.size_bytes })
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use journal_format::ErrorKind;
+pub(crate) use journal_format::with_causes;
 
 /// Exit codes, as the README's table states them.
 pub(crate) mod exit {
@@ -65,12 +66,6 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
-
-/// An error's text, followed by those of its causes.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
 
 /// The exit code of a kind of error.
 pub(crate) fn code_of(kind: ErrorKind) -> u8 {

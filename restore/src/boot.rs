@@ -297,22 +297,18 @@ impl Overlays {
         definition: &VmDefinition,
         options: &BootOptions,
     ) -> Result<Overlays, BootError> {
-        let temporary = match &options.keep {
+        let (folder, temporary) = match &options.keep {
             Some(folder) => {
                 // Disks hold secrets.
                 let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
                 made.map_err(io_error("make", folder))?;
-                None
+                (folder.clone(), None)
             }
             None => {
                 let made = tempfile::Builder::new().prefix("thirdsite-boot-").tempdir_in(&options.scratch);
-                Some(made.map_err(io_error("make a folder in", &options.scratch))?)
+                let made = made.map_err(io_error("make a folder in", &options.scratch))?;
+                (made.path().to_owned(), Some(made))
             }
-        };
-        let folder = match (&temporary, &options.keep) {
-            (Some(temporary), _) => temporary.path(),
-            (None, Some(folder)) => folder,
-            (None, None) => unreachable!("either folder is there"),
         };
         let vars = match &definition.firmware {
             Firmware::Uefi { vars, .. } => Some(vars),

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
-use journal_format::{GroupName, Hash, PointId, Sequence};
+use journal_format::{GroupName, Hash, PointId, Sequence, with_causes};
 
 use crate::catalog::SegmentRow;
 use crate::error::StoreError;
@@ -133,7 +133,7 @@ impl Plan {
         }
         let path = store.disk().segment_path(group, file.generation, file.sequence);
         Some(match segment_file::verify(&path) {
-            Err(error) => described(&error),
+            Err(error) => with_causes(&error),
             Ok(_) if expected.is_some() => {
                 format!("{}: another segment has its place in the chain", path.display())
             }
@@ -148,16 +148,11 @@ impl Plan {
 fn check(store: &Store, group: &GroupName, row: &SegmentRow) -> Result<(), String> {
     let position = row.position;
     let path = store.disk().segment_path(group, position.generation, position.sequence);
-    let index = segment_file::verify(&path).map_err(|error| described(&error))?;
+    let index = segment_file::verify(&path).map_err(|error| with_causes(&error))?;
     let same = |what: &str, expected: Hash, actual: Hash| {
         let text = || format!("{}: its {what} is {actual}, the catalog says {expected}", path.display());
         if expected == actual { Ok(()) } else { Err(text()) }
     };
     same("hash", position.hash, index.trailer.hash)?;
     same("parent", row.parent, index.header.parent)
-}
-
-fn described(error: &StoreError) -> String {
-    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

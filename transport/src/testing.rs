@@ -16,8 +16,8 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     Begin, EnrolledPeer, Enrolment, Heartbeat, Identity, Inbox, LinkOptions, LinkState, NewestCut, Outbox,
-    PeerName, Receipt, Refusal, SegmentDescriptor, SegmentSink, SiteError, SiteOptions, SiteServer,
-    SourceLink,
+    PeerName, Receipt, Refusal, RefusalKind, SegmentDescriptor, SegmentSink, SiteError, SiteOptions,
+    SiteServer, SourceLink,
 };
 
 /// Longer than anything that is waited for takes, so that a fault fails a test instead of hanging it.
@@ -417,5 +417,28 @@ impl Lab {
         let outboxes =
             outboxes.iter().map(|outbox| Arc::clone(outbox) as Arc<dyn Outbox>).collect::<Vec<_>>();
         SourceLink::start(options, identity.clone(), site, outboxes, &Handle::current()).unwrap()
+    }
+}
+
+/// Every kind of refusal.
+pub(crate) const REFUSAL_KINDS: [RefusalKind; 9] = [
+    RefusalKind::NotEnrolled,
+    RefusalKind::Version,
+    RefusalKind::Busy,
+    RefusalKind::Full,
+    RefusalKind::Diverged,
+    RefusalKind::Fenced,
+    RefusalKind::Corrupt,
+    RefusalKind::Retry,
+    RefusalKind::Invalid,
+];
+
+pub(crate) fn heartbeat() -> Heartbeat {
+    Heartbeat {
+        now: Timestamp(5),
+        newest_cut: None,
+        backlog_bytes: 1,
+        backlog_segments: 2,
+        state: "streaming".into(),
     }
 }

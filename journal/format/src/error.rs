@@ -105,3 +105,9 @@ impl FormatError {
         }
     }
 }
+
+/// An error's text, followed by those of its causes.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

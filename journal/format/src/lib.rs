@@ -9,7 +9,7 @@ mod error;
 mod ids;
 pub mod segment;
 
-pub use error::{ErrorKind, FormatError};
+pub use error::{ErrorKind, FormatError, with_causes};
 pub use ids::{
     BookmarkName, Epoch, Generation, GroupName, Hash, PointId, Position, Sequence, Timestamp, VolumeName,
 };

@@ -17,7 +17,7 @@ pub(crate) fn boot(args: &BootArgs, runtime: &tokio::runtime::Runtime) -> anyhow
     let began = Instant::now();
     let view = open_point(&args.group, &args.point, &args.store)?;
     let point = view.point().clone();
-    let vm = Vm::start(&view, options(args, began)).map_err(|error| failure(&error))?;
+    let mut vm = Vm::start(&view, options(args, began)).map_err(|error| failure(&error))?;
     info!(point = %point.id, "QEMU runs; waiting for the guest");
     let stopper = vm.stopper();
     let (mut terminate, mut interrupt) = {
@@ -31,7 +31,6 @@ pub(crate) fn boot(args: &BootArgs, runtime: &tokio::runtime::Runtime) -> anyhow
         }
         stopper.stop();
     });
-    let mut vm = vm;
     let report = match vm.wait_until_ready() {
         Ok(report) => report,
         Err(BootError::Stopped) => return Ok(()),

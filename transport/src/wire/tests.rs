@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::testing::{group, peer};
+use crate::testing::{REFUSAL_KINDS, group, peer};
 
 fn position() -> impl Strategy<Value = Position> {
     any::<(u64, u64, u64, [u8; 32])>().prop_map(|(generation, sequence, epoch, hash)| Position {
@@ -40,18 +40,6 @@ fn heartbeat() -> impl Strategy<Value = SourceMessage> {
         },
     )
 }
-
-const REFUSAL_KINDS: [RefusalKind; 9] = [
-    RefusalKind::NotEnrolled,
-    RefusalKind::Version,
-    RefusalKind::Busy,
-    RefusalKind::Full,
-    RefusalKind::Diverged,
-    RefusalKind::Fenced,
-    RefusalKind::Corrupt,
-    RefusalKind::Retry,
-    RefusalKind::Invalid,
-];
 
 fn refusal() -> impl Strategy<Value = Refusal> {
     let kind = proptest::sample::select(&REFUSAL_KINDS[..]);

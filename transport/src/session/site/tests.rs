@@ -3,7 +3,7 @@ use std::iter;
 use journal_format::{Epoch, Generation, Hash};
 
 use super::*;
-use crate::testing::{group, segment};
+use crate::testing::{group, heartbeat, segment};
 use crate::wire::Hello;
 
 const SEGMENT_BYTES_MAX: u64 = 1000;
@@ -20,16 +20,6 @@ fn hello() -> SourceMessage {
         head: None,
         oldest: Sequence(1),
     })
-}
-
-fn heartbeat() -> Heartbeat {
-    Heartbeat {
-        now: Timestamp(5),
-        newest_cut: None,
-        backlog_bytes: 1,
-        backlog_segments: 2,
-        state: "streaming".into(),
-    }
 }
 
 fn at(generation: u64, sequence: u64) -> Position {

@@ -4,7 +4,7 @@ use journal_format::{Epoch, Generation, Hash, Timestamp};
 
 use super::*;
 use crate::identity::Signature;
-use crate::testing::{group, segment};
+use crate::testing::{REFUSAL_KINDS, group, heartbeat, segment};
 
 const OPTIONS: SourceSessionOptions = SourceSessionOptions {
     heartbeat_interval: Duration::from_secs(2),
@@ -35,16 +35,6 @@ fn receipt_at(position: Position) -> Receipt {
 
 fn receipt(sequence: u64) -> Receipt {
     receipt_at(at(sequence))
-}
-
-fn heartbeat() -> Heartbeat {
-    Heartbeat {
-        now: Timestamp(5),
-        newest_cut: None,
-        backlog_bytes: 1,
-        backlog_segments: 2,
-        state: "streaming".into(),
-    }
 }
 
 fn pong() -> SiteMessage {
@@ -308,18 +298,7 @@ fn receipt_for_the_last_sequence_there_is_does_no_harm() {
 
 #[test]
 fn each_refusal_is_reported_and_ends_the_session() {
-    let kinds = [
-        RefusalKind::NotEnrolled,
-        RefusalKind::Version,
-        RefusalKind::Busy,
-        RefusalKind::Full,
-        RefusalKind::Diverged,
-        RefusalKind::Fenced,
-        RefusalKind::Corrupt,
-        RefusalKind::Retry,
-        RefusalKind::Invalid,
-    ];
-    for kind in kinds {
+    for kind in REFUSAL_KINDS {
         let whole = Refusal::new(kind, "why", "what to do");
         for refusal in [whole.clone(), whole.of_segment(Sequence(2))] {
             let mut greeting = Rig::greeting();
