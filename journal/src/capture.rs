@@ -11,19 +11,28 @@
 //! 3. **What is not captured is dirty.** If the payload is dropped (budget) or the leg fails, the epoch forgets the range and its
 //!    regions are marked dirty before the write is acknowledged. A cut taken while anything is dirty completes no point.
 //!
-//! A sweep reads dirty regions for a resync. It is ordered among the writes like a write (rule 2), and what it read goes
-//! *under* everything that the same epoch captured. It counts only if no cut and no dropped write came in between;
-//! otherwise it is done again.
+//! And before all of them: a write touches the leg only when its regions are marked in the intent map, durably.
+//!
+//! A resync *watches* dirty regions while it reads them and compares them with the recovery site, which may take long: writes go on.
+//! What was read counts for the regions that no write touched since the watch began; it is put into the epoch that is
+//! open then. The others are looked at again.
+
+mod resync;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use journal_format::Epoch;
 use journal_nbd::Payload;
 
-use crate::dirty::DirtyMap;
+use self::resync::Watch;
+pub(crate) use self::resync::{Outcome, Readiness, WatchTicket, pieces};
 use crate::extent_map::{ExtentMap, Source};
+use crate::faults::{self, Bug};
+use crate::intent::IntentMaps;
+use crate::regions::{REGION_BYTES, RegionSet, regions_of};
 
 /// What a request does to a range.
 #[derive(Clone, Debug)]
@@ -51,28 +60,24 @@ pub struct WriteTicket {
     number: u64,
 }
 
-/// A range that a resync is reading.
-#[derive(Debug)]
-pub(crate) struct SweepTicket {
-    pub(crate) volume: usize,
-    pub(crate) range: Range<u64>,
-    number: u64,
-    epoch: Epoch,
-}
-
 #[derive(Debug)]
 struct InFlight {
     number: u64,
     range: Range<u64>,
-    /// A write in the range was dropped while a sweep was reading it.
-    spoiled: bool,
 }
 
 #[derive(Debug)]
 struct VolumeState {
     epoch: Epoch,
     map: ExtentMap,
-    dirty: DirtyMap,
+    dirty: RegionSet,
+    /// What writes may take for marked in the intent map.
+    marked: RegionSet,
+    /// Counts the times that marks were taken away.
+    clears: u64,
+    /// For each region the epoch of its newest captured or swept change, 0 if there was none since the start.
+    changed_in: Vec<u32>,
+    watches: Vec<Watch>,
     in_flight: Vec<InFlight>,
     next_number: u64,
     waiting: usize,
@@ -81,21 +86,31 @@ struct VolumeState {
 
 impl VolumeState {
     fn mark_dirty(&mut self, range: Range<u64>) {
-        for sweep in self.in_flight.iter_mut().filter(|other| overlap(&other.range, &range)) {
-            sweep.spoiled = true;
-        }
+        self.spoil(&range);
         self.dirty.mark(range);
+    }
+
+    /// What a resync reads in this range does not count any more.
+    fn spoil(&mut self, range: &Range<u64>) {
+        self.watches.iter_mut().for_each(|watch| watch.spoil(range));
+    }
+
+    fn note_change(&mut self, range: &Range<u64>) {
+        let epoch = u32::try_from(self.epoch.0).unwrap_or(u32::MAX);
+        let regions = regions_of(range);
+        self.changed_in[regions.start as usize..regions.end as usize].fill(epoch);
     }
 
     fn enter(&mut self, range: Range<u64>) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
-        self.in_flight.push(InFlight { number, range, spoiled: false });
+        self.in_flight.push(InFlight { number, range });
         number
     }
 
     fn is_blocked(&self, number: u64, range: &Range<u64>) -> bool {
-        self.in_flight.iter().any(|other| other.number < number && overlap(&other.range, range))
+        !faults::planted(Bug::IgnoreOverlap)
+            && self.in_flight.iter().any(|other| other.number < number && overlap(&other.range, range))
     }
 
     fn leave(&mut self, number: u64) -> InFlight {
@@ -105,6 +120,7 @@ impl VolumeState {
 }
 
 struct Volume {
+    size_bytes: u64,
     state: Mutex<VolumeState>,
     released: Condvar,
 }
@@ -129,6 +145,7 @@ impl EpochChanges {
 /// The open epoch of a group. Shared by all of its taps.
 pub struct Capture {
     volumes: Vec<Volume>,
+    intents: Arc<IntentMaps>,
     budget_bytes: u64,
     held_bytes: AtomicU64,
     dropped_bytes: AtomicU64,
@@ -137,14 +154,19 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Begins with `epoch` open and nothing dirty, for volumes of these sizes in bytes. `budget_bytes` limits the payload
-    /// held by the open epoch and by epochs that are not sealed yet.
-    pub fn new(sizes_bytes: &[u64], epoch: Epoch, budget_bytes: u64) -> Self {
-        let volume = |&size_bytes: &u64| Volume {
+    /// Begins with `epoch` open and nothing dirty, for volumes of these sizes in bytes with their intent maps. `budget_bytes` limits
+    /// the payload held by the open epoch and by epochs that are not sealed yet.
+    pub(crate) fn new(sizes_bytes: &[u64], epoch: Epoch, budget_bytes: u64, intents: Arc<IntentMaps>) -> Self {
+        let volume = |(number, &size_bytes): (usize, &u64)| Volume {
+            size_bytes,
             state: Mutex::new(VolumeState {
                 epoch,
                 map: ExtentMap::default(),
-                dirty: DirtyMap::new(size_bytes),
+                dirty: RegionSet::new(size_bytes),
+                marked: intents.marked(number),
+                clears: 0,
+                changed_in: vec![0; size_bytes.div_ceil(REGION_BYTES) as usize],
+                watches: Vec::new(),
                 in_flight: Vec::new(),
                 next_number: 0,
                 waiting: 0,
@@ -153,7 +175,8 @@ impl Capture {
             released: Condvar::new(),
         };
         Capture {
-            volumes: sizes_bytes.iter().map(volume).collect(),
+            volumes: sizes_bytes.iter().enumerate().map(volume).collect(),
+            intents,
             budget_bytes,
             held_bytes: AtomicU64::new(0),
             dropped_bytes: AtomicU64::new(0),
@@ -166,8 +189,10 @@ impl Capture {
     pub fn begin(&self, volume: usize, offset: u64, change: Change, payload_is_dear: bool) -> WriteTicket {
         let length = change.length();
         let range = offset..offset + length;
-        let mut state = self.lock(volume);
+        let mut state = self.lock_marked(volume, &range);
         state.written_bytes += length;
+        state.spoil(&range);
+        state.note_change(&range);
         match change {
             Change::Data(_) if self.is_full(length) => {
                 self.dropped_bytes.fetch_add(length, Ordering::Relaxed);
@@ -181,15 +206,32 @@ impl Capture {
             Change::Zero(_) => self.record(&mut state, |map| map.insert(offset, length, Source::Zero)),
         }
         let number = state.enter(range.clone());
-        drop(self.wait_for_turn(volume, state, number, &range));
+        self.wait_for_turn(volume, state, number, &range);
+        faults::step("tap.captured");
         WriteTicket { volume, number }
+    }
+
+    /// The volume's lock, with the range marked in the intent map.
+    fn lock_marked(&self, volume: usize, range: &Range<u64>) -> MutexGuard<'_, VolumeState> {
+        let mut state = self.lock(volume);
+        while !state.marked.covers(range) {
+            let clears = state.clears;
+            drop(state);
+            let marked = self.intents.mark(volume, range);
+            state = self.lock(volume);
+            // Marks that were taken away in between have to be asked for again.
+            if state.clears == clears {
+                state.marked.mark(marked);
+            }
+        }
+        state
     }
 
     /// Ends a write. If the leg failed, its regions are dirty: what they hold now has to be read again.
     pub fn end(&self, ticket: WriteTicket, succeeded: bool) {
         let mut state = self.lock(ticket.volume);
         let write = state.leave(ticket.number);
-        if !succeeded {
+        if !succeeded && !faults::planted(Bug::IgnoreLegError) {
             self.forget(&mut state, write.range);
         }
         self.release(ticket.volume, &state);
@@ -197,9 +239,11 @@ impl Capture {
 
     /// Ends the open epoch, in all volumes at one instant.
     pub(crate) fn cut(&self) -> EpochChanges {
+        faults::step("cut");
         let mut states = self.lock_all();
         let epoch = states[0].epoch;
-        let complete = states.iter().all(|state| state.dirty.is_empty());
+        let complete =
+            states.iter().all(|state| state.dirty.is_empty()) || faults::planted(Bug::PointWhileDirty);
         let mut changes = EpochChanges { epoch, volumes: Vec::new(), written_bytes: 0, complete };
         for state in &mut states {
             changes.volumes.push(std::mem::take(&mut state.map));
@@ -233,11 +277,13 @@ impl Capture {
         ranges.for_each(|range| state.mark_dirty(range));
     }
 
-    /// Marks a whole volume.
+    /// Marks a whole volume, in the intent map too.
     pub(crate) fn mark_all_dirty(&self, volume: usize) {
+        self.intents.mark_all(volume);
         let mut state = self.lock(volume);
-        state.in_flight.iter_mut().for_each(|other| other.spoiled = true);
-        state.dirty.mark_all();
+        state.marked.mark_all();
+        let size_bytes = self.volumes[volume].size_bytes;
+        state.mark_dirty(0..size_bytes);
     }
 
     /// Whether the open epoch has changes, captured or dropped.
@@ -266,46 +312,6 @@ impl Capture {
         self.dropped_bytes.load(Ordering::Relaxed)
     }
 
-    /// Begins to sweep the next dirty run at or behind `from`. Returns when no write in flight overlaps it; from then on
-    /// overlapping writes wait, so the caller reads and ends the sweep at once.
-    pub(crate) fn begin_sweep(&self, volume: usize, from: u64, limit_bytes: u64) -> Option<SweepTicket> {
-        let mut state = self.lock(volume);
-        let range = state.dirty.next_run(from, limit_bytes)?;
-        let number = state.enter(range.clone());
-        let state = self.wait_for_turn(volume, state, number, &range);
-        Some(SweepTicket { volume, range, number, epoch: state.epoch })
-    }
-
-    /// Ends a sweep with what was read, as adjoining pieces; `None` if the leg could not be read. Returns whether the range is
-    /// clean now.
-    pub(crate) fn end_sweep(&self, ticket: SweepTicket, read: Option<Vec<Change>>) -> bool {
-        let mut state = self.lock(ticket.volume);
-        let sweep = state.leave(ticket.number);
-        let pieces = read.filter(|_| !sweep.spoiled && state.epoch == ticket.epoch);
-        let clean = pieces.is_some();
-        if let Some(pieces) = pieces {
-            let mut offset = ticket.range.start;
-            for piece in pieces {
-                let length = piece.length();
-                let source = match piece {
-                    Change::Data(payload) => Source::Data { payload, start: 0 },
-                    Change::Zero(_) => Source::Zero,
-                };
-                self.record(&mut state, |map| map.fill_gaps(offset, length, &source));
-                offset += length;
-            }
-            state.dirty.clear(ticket.range);
-        }
-        self.release(ticket.volume, &state);
-        clean
-    }
-
-    /// Whether a sweep would take memory that writes may need, or be in vain: while payload is dropped, regions become dirty
-    /// faster than they can be read. The next cut asks again.
-    pub(crate) fn sweep_must_wait(&self) -> bool {
-        self.overloaded.load(Ordering::Relaxed) || self.held_bytes() > self.budget_bytes / 2
-    }
-
     fn record(&self, state: &mut VolumeState, change: impl FnOnce(&mut ExtentMap)) {
         let before = state.map.payload_bytes();
         change(&mut state.map);
@@ -321,7 +327,9 @@ impl Capture {
     /// the sweep reads.
     fn forget(&self, state: &mut VolumeState, range: Range<u64>) {
         self.record(state, |map| map.remove(range.start, range.end - range.start));
-        state.mark_dirty(range);
+        if !faults::planted(Bug::DropWithoutDirty) {
+            state.mark_dirty(range);
+        }
     }
 
     fn is_full(&self, length: u64) -> bool {
@@ -334,13 +342,12 @@ impl Capture {
         mut state: MutexGuard<'a, VolumeState>,
         number: u64,
         range: &Range<u64>,
-    ) -> MutexGuard<'a, VolumeState> {
+    ) {
         while state.is_blocked(number, range) {
             state.waiting += 1;
             state = self.volumes[volume].released.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.waiting -= 1;
         }
-        state
     }
 
     fn release(&self, volume: usize, state: &VolumeState) {

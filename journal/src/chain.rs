@@ -3,19 +3,22 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
-use journal_format::segment::{HEADER_BYTES, SegmentIndex, TRAILER_BYTES, Trailer};
+use journal_format::segment::{HEADER_BYTES, Header, SegmentIndex, TRAILER_BYTES, Trailer};
 use journal_format::{Epoch, FormatError, Generation, GroupName, Hash, Position, Sequence, VolumeName};
 use serde::{Deserialize, Serialize};
 
 use crate::error::JournalError;
+use crate::faults;
 use crate::leg::LegStamp;
+use crate::regions::REGION_BYTES;
 use crate::storage::Storage;
 
 const STATE_FILE: &str = "journal.json";
 const STATE_FORMAT: &str = "thirdsite-journal";
-const STATE_VERSION: u32 = 1;
+const STATE_VERSION: u32 = 2;
 
 /// A sealed segment in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub struct StoredSegment {
     pub parent: Hash,
     /// Size in bytes.
     pub size_bytes: u64,
+    /// Whether a further part of the same epoch follows.
+    pub more_parts: bool,
 }
 
 /// A volume as `journal.json` knows it.
@@ -52,6 +57,7 @@ struct State {
     version: u32,
     group: GroupName,
     generation: Generation,
+    session: u64,
     volumes: Vec<KnownVolume>,
     clean: Option<CleanRecord>,
 }
@@ -64,6 +70,8 @@ pub(crate) struct Chain {
     segments: BTreeMap<Sequence, StoredSegment>,
     head: Option<Position>,
     acknowledged: Option<Position>,
+    /// Every change of an epoch up to this one is in what receipts cover.
+    covered_epoch: Epoch,
     limit_bytes: u64,
 }
 
@@ -72,10 +80,36 @@ pub(crate) struct Opened {
     pub(crate) chain: Chain,
     /// Volumes that the journal knows; empty if it is new.
     pub(crate) known: Vec<KnownVolume>,
+    /// Session of the last opening; `None` if the journal is new.
+    pub(crate) session: Option<u64>,
     /// The clean record, if it is there and fits the chain.
     pub(crate) clean: Option<CleanRecord>,
+    /// What the segments changed: volume, range in bytes, epoch.
+    pub(crate) changes: Vec<SealedChange>,
     /// Segments that were set aside.
     pub(crate) damaged: Vec<String>,
+}
+
+/// What follows from the recovery site's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChainStep {
+    /// The site has a newer generation.
+    Fenced { site: Generation },
+    /// Send from this sequence on.
+    Continue(Sequence),
+    /// Drop what is behind this position of our chain; what was changed since is dirty.
+    DropBehind(Position),
+    /// Go on from the site's head; what is marked is dirty.
+    GoOnMarked,
+    /// Go on from the site's head; everything is dirty.
+    GoOnEverything,
+}
+
+/// A range that a waiting segment changes, in whole regions.
+pub(crate) struct SealedChange {
+    pub(crate) volume: VolumeName,
+    pub(crate) range: Range<u64>,
+    pub(crate) epoch: Epoch,
 }
 
 impl Chain {
@@ -110,6 +144,7 @@ impl Chain {
             }
         };
         let generation = state.generation;
+        let session = (state.session > 0).then_some(state.session);
         let mut chain = Chain {
             group,
             generation,
@@ -117,39 +152,52 @@ impl Chain {
             segments: BTreeMap::new(),
             head: None,
             acknowledged: None,
+            covered_epoch: Epoch(0),
             limit_bytes,
         };
-        let damaged = chain.load(&segments)?;
+        let (damaged, changes) = chain.load(&segments)?;
         let clean = state.clean.filter(|clean| damaged.is_empty() && clean.head == chain.head);
-        Ok(Opened { chain, known: state.volumes, clean, damaged })
+        Ok(Opened { chain, known: state.volumes, session, clean, changes, damaged })
     }
 
-    /// Takes up the segments as far as they form a chain and sets the others aside.
-    fn load(&mut self, segments: &BTreeMap<Sequence, u64>) -> Result<Vec<String>, JournalError> {
-        let mut damaged = Vec::new();
+    /// Takes up the segments as far as they form a chain and sets the others aside; answers these, and what the former changed.
+    fn load(
+        &mut self,
+        segments: &BTreeMap<Sequence, u64>,
+    ) -> Result<(Vec<String>, Vec<SealedChange>), JournalError> {
+        let (mut damaged, mut changes) = (Vec::new(), Vec::new());
         for (&sequence, &size_bytes) in segments {
             let name = segment_name(sequence);
-            let continues = |parent: Hash| match self.head {
-                Some(head) => sequence == head.sequence.next() && parent == head.hash,
-                None => true,
+            let index = if damaged.is_empty() { self.read_index(&name, size_bytes)? } else { None };
+            let continues = |index: &SegmentIndex| match self.head {
+                Some(head) => sequence == head.sequence.next() && index.header.parent == head.hash,
+                None => index.header.sequence == sequence,
             };
-            let stored = if damaged.is_empty() { self.read_stored(&name, size_bytes)? } else { None };
-            match stored.filter(|stored| stored.position.sequence == sequence && continues(stored.parent)) {
-                Some(stored) => self.register(stored),
-                None => {
-                    let aside = format!("{name}.damaged");
-                    let action = "setting a damaged segment aside";
-                    let renamed = self.storage.rename(&name, &aside);
-                    renamed.map_err(|source| storage_error(&self.group, action, source))?;
-                    damaged.push(aside);
+            match index.filter(continues) {
+                Some(index) => {
+                    note_changes(&index, &mut changes);
+                    self.register(stored(&index, size_bytes));
                 }
+                None => damaged.push(self.set_aside(sequence)?),
             }
         }
-        Ok(damaged)
+        Ok((damaged, changes))
+    }
+
+    /// Takes a damaged segment's file out of the chain's way.
+    ///
+    /// # Errors
+    /// [`JournalError::Storage`].
+    pub(crate) fn set_aside(&self, sequence: Sequence) -> Result<String, JournalError> {
+        let name = segment_name(sequence);
+        let aside = format!("{name}.damaged");
+        let renamed = self.storage.rename(&name, &aside);
+        renamed.map_err(|source| storage_error(&self.group, "setting a damaged segment aside", source))?;
+        Ok(aside)
     }
 
     /// Reads all of a segment but its payload; `None` if that is damaged.
-    fn read_stored(&self, name: &str, size_bytes: u64) -> Result<Option<StoredSegment>, JournalError> {
+    fn read_index(&self, name: &str, size_bytes: u64) -> Result<Option<SegmentIndex>, JournalError> {
         let read = |offset: u64, length: u64| {
             let bytes = self.storage.read(name, offset, length as usize);
             bytes.map_err(|source| storage_error(&self.group, &format!("reading {name}"), source))
@@ -159,23 +207,45 @@ impl Chain {
         let Ok(trailer) = Trailer::decode(&trailer, &header, size_bytes) else { return Ok(None) };
         let tail = read(trailer.index_offset, size_bytes - trailer.index_offset)?;
         let index: Result<SegmentIndex, FormatError> = SegmentIndex::decode(&header, &tail, size_bytes);
-        let stored = |index: SegmentIndex| {
-            let parent = index.header.parent;
-            StoredSegment { position: index.position(), parent, size_bytes }
-        };
-        Ok(index.ok().filter(|index| index.header.group == self.group).map(stored))
+        Ok(index.ok().filter(|index| index.header.group == self.group))
     }
 
-    /// Notes volumes and, at an orderly end, the clean record.
+    /// Whether every byte of a segment is what was sealed.
+    ///
+    /// # Errors
+    /// [`JournalError::Storage`] if it cannot be read.
+    pub(crate) fn is_whole(storage: &dyn Storage, group: &GroupName, segment: &StoredSegment) -> Result<bool, JournalError> {
+        let name = segment_name(segment.position.sequence);
+        let failed = |source| storage_error(group, &format!("reading {name}"), source);
+        let read = |offset: u64, length: u64| storage.read(&name, offset, length as usize).map_err(failed);
+        let header = read(0, HEADER_BYTES as u64)?;
+        let size_bytes = segment.size_bytes;
+        let trailer = read(size_bytes.saturating_sub(TRAILER_BYTES as u64), TRAILER_BYTES as u64)?;
+        let Ok(trailer) = Trailer::decode(&trailer, &header, size_bytes) else { return Ok(false) };
+        let tail = read(trailer.index_offset, size_bytes - trailer.index_offset)?;
+        let Ok(index) = SegmentIndex::decode(&header, &tail, size_bytes) else { return Ok(false) };
+        if index.position() != segment.position {
+            return Ok(false);
+        }
+        for frame in &index.frames {
+            if Hash::of(&read(frame.offset, frame.stored_bytes.into())?) != frame.stored_hash {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Notes session, volumes and, at an orderly end, the clean record.
     ///
     /// # Errors
     /// [`JournalError::Storage`].
     pub(crate) fn save_state(
         &self,
+        session: u64,
         volumes: Vec<KnownVolume>,
         clean: Option<CleanRecord>,
     ) -> Result<(), JournalError> {
-        let state = State { volumes, clean, generation: self.generation, ..new_state(self.group.clone()) };
+        let state = State { volumes, clean, session, generation: self.generation, ..new_state(self.group.clone()) };
         let bytes = serde_json::to_vec_pretty(&state).expect("the state has only fields that JSON can hold");
         self.storage
             .write(STATE_FILE, &bytes)
@@ -202,6 +272,25 @@ impl Chain {
     /// Newest position under a receipt since the start.
     pub(crate) fn acknowledged(&self) -> Option<Position> {
         self.acknowledged
+    }
+
+    /// Newest position that receipts are known to cover, by them or because the chain here begins behind it.
+    pub(crate) fn covered_sequence(&self) -> Sequence {
+        let before_oldest = self.oldest().map_or(Sequence(0), |oldest| Sequence(oldest.0 - 1));
+        self.acknowledged.map_or(before_oldest, |position| position.sequence.max(before_oldest))
+    }
+
+    /// Every change of an epoch up to this one is in what receipts cover.
+    pub(crate) fn covered_epoch(&self) -> Epoch {
+        self.covered_epoch
+    }
+
+    /// Newest epoch that is whole at a position. An epoch in several parts is whole when its last part is there; of segments that
+    /// are not here any more nobody knows whether they were that.
+    pub(crate) fn whole_epoch(&self, position: Position) -> Epoch {
+        let segment = self.segments.get(&position.sequence).filter(|segment| segment.position == position);
+        let is_last_part = segment.is_some_and(|segment| !segment.more_parts);
+        if is_last_part { position.epoch } else { Epoch(position.epoch.0.saturating_sub(1)) }
     }
 
     /// Size of all segments in bytes.
@@ -269,6 +358,7 @@ impl Chain {
         if self.acknowledged.is_none_or(|old| old.sequence < position.sequence) {
             self.acknowledged = Some(position);
         }
+        self.covered_epoch = self.covered_epoch.max(self.whole_epoch(position));
         let newest = self.segments.keys().next_back().copied();
         let covered: Vec<Sequence> = self
             .segments
@@ -279,20 +369,55 @@ impl Chain {
         covered.into_iter().try_for_each(|sequence| self.remove(sequence))
     }
 
-    /// Goes on from the site's head. What was sealed and never confirmed is dropped: the caller has everything marked dirty.
+    /// Gives up the segments behind a position of this chain. The caller has made dirty what they changed.
+    ///
+    /// # Errors
+    /// [`JournalError::Storage`].
+    pub(crate) fn drop_behind(&mut self, position: Position) -> Result<(), JournalError> {
+        let behind: Vec<Sequence> = self.segments.range(position.sequence.next()..).map(|(&at, _)| at).collect();
+        // The newest first, so that a crash in between leaves a chain.
+        behind.into_iter().rev().try_for_each(|sequence| self.remove(sequence))?;
+        self.head = Some(position);
+        Ok(())
+    }
+
+    /// Goes on from the site's head. What was sealed and never confirmed is dropped: the caller has made it dirty.
     ///
     /// # Errors
     /// [`JournalError::Storage`].
     pub(crate) fn rebase(&mut self, head: Option<Position>) -> Result<(), JournalError> {
         let sequences: Vec<Sequence> = self.segments.keys().copied().collect();
-        sequences.into_iter().try_for_each(|sequence| self.remove(sequence))?;
+        sequences.into_iter().rev().try_for_each(|sequence| self.remove(sequence))?;
         self.head = head;
         self.acknowledged = head;
+        self.covered_epoch = head.map_or(Epoch(0), |head| self.whole_epoch(head));
         Ok(())
     }
 
+    /// What follows from the site's head; the table in `FORMAT.md`. `trusted` is false if the site refused a segment of this chain, or
+    /// one was found damaged.
+    pub(crate) fn step_to(&self, head: Option<Position>, trusted: bool) -> ChainStep {
+        match head {
+            Some(site) if site.generation > self.generation => ChainStep::Fenced { site: site.generation },
+            Some(site) if self.contains(site) && trusted => ChainStep::Continue(site.sequence.next()),
+            Some(site) if self.contains(site) => ChainStep::DropBehind(site),
+            None if trusted && (self.head.is_none() || self.oldest() == Some(Sequence(1))) => {
+                ChainStep::Continue(Sequence(1))
+            }
+            Some(site) if site.generation < self.generation && site.sequence >= self.covered_sequence() => {
+                ChainStep::GoOnMarked
+            }
+            _ => ChainStep::GoOnEverything,
+        }
+    }
+
     fn remove(&mut self, sequence: Sequence) -> Result<(), JournalError> {
-        let removed = self.storage.remove(&segment_name(sequence));
+        let removed = match self.storage.remove(&segment_name(sequence)) {
+            // It was set aside.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
+        faults::step("trim.removed");
         removed.map_err(|source| storage_error(&self.group, "removing a segment", source))?;
         self.segments.remove(&sequence);
         Ok(())
@@ -312,6 +437,26 @@ impl Chain {
     }
 }
 
+fn stored(index: &SegmentIndex, size_bytes: u64) -> StoredSegment {
+    let Header { parent, more_parts, .. } = index.header;
+    StoredSegment { position: index.position(), parent, size_bytes, more_parts }
+}
+
+/// Notes what a segment changes, neighbours joined: only regions count.
+fn note_changes(index: &SegmentIndex, changes: &mut Vec<SealedChange>) {
+    let epoch = index.header.last_epoch;
+    for extent in &index.extents {
+        let volume = &index.meta.volumes[usize::from(extent.volume)].name;
+        let range = extent.offset / REGION_BYTES * REGION_BYTES..extent.end().next_multiple_of(REGION_BYTES);
+        match changes.last_mut() {
+            Some(last) if last.volume == *volume && last.epoch == epoch && range.start <= last.range.end => {
+                last.range.end = last.range.end.max(range.end);
+            }
+            _ => changes.push(SealedChange { volume: volume.clone(), range, epoch }),
+        }
+    }
+}
+
 /// File name of a segment.
 pub(crate) fn segment_name(sequence: Sequence) -> String {
     format!("{:020}.seg", sequence.0)
@@ -328,6 +473,7 @@ fn new_state(group: GroupName) -> State {
         version: STATE_VERSION,
         group,
         generation: Generation(1),
+        session: 0,
         volumes: Vec::new(),
         clean: None,
     }

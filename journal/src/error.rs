@@ -2,7 +2,7 @@
 
 use std::io;
 
-use journal_format::{ErrorKind, FormatError, GroupName, Position, VolumeName};
+use journal_format::{ErrorKind, GroupName, Position, VolumeName};
 use thiserror::Error;
 
 /// Errors of the journal and of the legs.
@@ -49,15 +49,12 @@ pub enum JournalError {
         reason: String,
     },
     /// A segment of the journal is damaged.
-    #[error("journal of group '{group}': segment {name} is damaged")]
-    Segment {
+    #[error("journal of group '{group}': a segment is damaged; it is kept as {name}")]
+    Damaged {
         /// The group.
         group: GroupName,
-        /// File name.
+        /// File name that it has now.
         name: String,
-        /// What is wrong with it.
-        #[source]
-        source: FormatError,
     },
     /// Sealed segments fill the journal.
     #[error("journal of group '{group}' holds {bytes} bytes; its limit is {limit}")]
@@ -108,7 +105,7 @@ impl JournalError {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Full,
                 _ => ErrorKind::Retry,
             },
-            JournalError::Segment { .. } => ErrorKind::Corrupt,
+            JournalError::Damaged { .. } => ErrorKind::Corrupt,
             JournalError::Limit { .. } => ErrorKind::Full,
             JournalError::Diverged { .. } => ErrorKind::Diverged,
             JournalError::Fenced { .. } => ErrorKind::Fenced,
@@ -131,7 +128,7 @@ impl JournalError {
             JournalError::State { .. } => {
                 "give the group a journal folder of its own, or move this one away: a new journal begins with a full resync"
             }
-            JournalError::Segment { .. } => {
+            JournalError::Damaged { .. } => {
                 "nothing to do: the segment is set aside and a resync replaces it; check the disk under the journal"
             }
             JournalError::Limit { .. } => {

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use journal_format::definition::GroupDefinition;
 use journal_format::segment::{BuildOptions, PointKind, PointRecord, VolumeKind, VolumeRecord};
@@ -17,12 +18,15 @@ use journal_format::{
 use journal_nbd::Arena;
 use tracing::{error, info, warn};
 
-pub use self::resync::SweepStep;
+pub use self::resync::{ResyncStatus, SweepStep};
 pub use self::shipping::SiteHead;
 pub use self::status::GroupStatus;
 pub use crate::chain::StoredSegment;
 
 use crate::capture::{Capture, Change, EpochChanges};
+use crate::compare::Comparer;
+use crate::faults::{self, Bug};
+use crate::intent::{Found, IntentMaps};
 use crate::chain::{Chain, CleanRecord, KnownVolume, Opened, segment_name};
 use crate::clock::Clock;
 use crate::error::JournalError;
@@ -61,6 +65,10 @@ pub struct GroupSettings {
     pub journal_limit_bytes: u64,
     /// How segments are made.
     pub build: BuildOptions,
+    /// How long a write waits for its mark in the intent map at most.
+    pub mark_patience: Duration,
+    /// Bytes that a resync reads in a second at most; `None` for no limit.
+    pub resync_rate_bytes: Option<u64>,
 }
 
 /// What a cut is for.
@@ -124,6 +132,12 @@ impl Signal {
         drop(self.raised.wait_while(count, |count| *count == seen).unwrap_or_else(PoisonError::into_inner));
     }
 
+    pub(crate) fn wait_at_most(&self, seen: u64, patience: Duration) {
+        let count = self.lock();
+        let waited = self.raised.wait_timeout_while(count, patience, |count| *count == seen);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
     fn lock(&self) -> MutexGuard<'_, u64> {
         self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -135,6 +149,7 @@ pub struct Group {
     volumes: Vec<VolumeRecord>,
     legs: Vec<Arc<dyn Leg>>,
     capture: Capture,
+    intents: Arc<IntentMaps>,
     chain: Mutex<Chain>,
     /// Held while a cut is sealed, which may take seconds: nothing that must be quick waits for it.
     sealing: Mutex<SealState>,
@@ -142,14 +157,17 @@ pub struct Group {
     lost_cuts: AtomicU64,
     queue: Mutex<VecDeque<QueuedCut>>,
     last_cut_ns: Mutex<Timestamp>,
-    sweep_cursor: Mutex<resync::Cursor>,
+    resync: Mutex<resync::Progress>,
+    comparer: Mutex<Option<Arc<dyn Comparer>>>,
+    resync_rate_bytes: Option<u64>,
     definition: Option<GroupDefinition>,
     build: BuildOptions,
     clock: Arc<dyn Clock>,
     arena: Arena,
     signal: Signal,
     observer: Box<dyn Fn(Option<SealedCut>) + Send + Sync>,
-    resync_total_bytes: AtomicU64,
+    /// A cut that is no point was sealed, or something became dirty, since the last point.
+    owes_point: AtomicBool,
     distrusted: AtomicBool,
 }
 
@@ -166,23 +184,31 @@ impl Group {
         arena: Arena,
         observer: Box<dyn Fn(Option<SealedCut>) + Send + Sync>,
     ) -> Result<Arc<Group>, JournalError> {
-        let opened = Chain::open(settings.name.clone(), storage, settings.journal_limit_bytes)?;
+        let opened = Chain::open(settings.name.clone(), storage.clone(), settings.journal_limit_bytes)?;
         check_sizes(&settings.volumes, &opened.known)?;
-        let volumes: Vec<VolumeRecord> = settings
-            .volumes
-            .iter()
-            .map(|volume| VolumeRecord {
-                name: volume.name.clone(),
-                kind: volume.kind,
-                size_bytes: volume.leg.size_bytes(),
-            })
-            .collect();
+        let volumes: Vec<VolumeRecord> = settings.volumes.iter().map(volume_record).collect();
+        let names: Vec<(VolumeName, u64)> =
+            volumes.iter().map(|volume| (volume.name.clone(), volume.size_bytes)).collect();
+        let patience = settings.mark_patience;
+        let maps = IntentMaps::open(&settings.name, storage, clock.clone(), &names, opened.session, patience);
+        faults::step("open.session");
+        let intents = Arc::new(maps.maps);
         let sizes: Vec<u64> = volumes.iter().map(|volume| volume.size_bytes).collect();
-        let capture = Capture::new(&sizes, opened.chain.next_epoch(), settings.memory_budget_bytes);
+        let next_epoch = opened.chain.next_epoch();
+        let capture = Capture::new(&sizes, next_epoch, settings.memory_budget_bytes, intents.clone());
         let legs: Vec<Arc<dyn Leg>> = settings.volumes.into_iter().map(|volume| volume.leg).collect();
-        mark_untracked(&capture, &volumes, &legs, &opened);
+        let opening = Opening { volumes: &volumes, legs: &legs, opened: &opened, found: &maps.found };
+        opening.mark_untracked(&capture, maps.session);
+        opening.note_waiting(&capture);
+        let is_new = opened.session.is_none();
         let chain = opened.chain;
-        chain.save_state(known_volumes(&volumes), None)?;
+        if let Err(error) = chain.save_state(intents.session(), known_volumes(&volumes), None) {
+            if is_new {
+                return Err(error);
+            }
+            warn!(group = %settings.name, error = with_causes(&error), "journal.json could not be replaced; the session in the intent maps stands for it");
+        }
+        faults::step("open.state");
         let dirty_bytes = capture.dirty_bytes();
         info!(group = %settings.name, dirty_bytes, head = chain.head().map(tracing::field::display), "group opened");
         Ok(Arc::new(Group {
@@ -190,20 +216,23 @@ impl Group {
             volumes,
             legs,
             capture,
+            intents,
             chain: Mutex::new(chain),
             sealing: Mutex::default(),
             last_point: Mutex::default(),
             lost_cuts: AtomicU64::new(0),
             queue: Mutex::default(),
             last_cut_ns: Mutex::default(),
-            sweep_cursor: Mutex::default(),
+            resync: Mutex::new(resync::Progress::new(dirty_bytes, clock.now())),
+            comparer: Mutex::default(),
+            resync_rate_bytes: settings.resync_rate_bytes,
             definition: settings.definition,
             build: settings.build,
             clock,
             arena,
             signal: Signal::default(),
             observer,
-            resync_total_bytes: AtomicU64::new(dirty_bytes),
+            owes_point: AtomicBool::new(true),
             distrusted: AtomicBool::new(false),
         }))
     }
@@ -256,7 +285,7 @@ impl Group {
     /// Whether the state is complete now and no point says so yet: after a resync of which nothing was left to send.
     fn owes_point(&self) -> bool {
         let queue_empty = self.lock(&self.queue).is_empty();
-        queue_empty && self.capture.dirty_bytes() == 0 && self.lock(&self.last_point).is_none()
+        queue_empty && self.owes_point.load(Ordering::Acquire) && self.capture.dirty_bytes() == 0
     }
 
     /// Ends the open epoch in all volumes at one instant. The answer comes when the epoch is sealed and durable.
@@ -340,6 +369,7 @@ impl Group {
         state.definition_sent = true;
         let position = position.expect("an epoch is sealed into at least one segment");
         let sealed = SealedCut { point: PointId { generation, epoch }, position, time: cut.time, is_point };
+        self.owes_point.store(!is_point, Ordering::Release);
         if is_point {
             state.written_since_point = 0;
             *self.lock(&self.last_point) = Some(sealed);
@@ -352,6 +382,7 @@ impl Group {
         let mut chain = self.lock(&self.chain);
         if chain.next() == (stored.position.sequence, stored.parent) {
             chain.register(stored);
+            faults::step("seal.registered");
             return Ok(());
         }
         if let Err(error) = chain.storage().remove(&segment_name(stored.position.sequence)) {
@@ -368,18 +399,14 @@ impl Group {
         }
         self.taint(state);
         self.lost_cuts.fetch_add(1, Ordering::Relaxed);
-        self.note_resync();
         error!(group = %self.name, epoch = %changes.epoch, error = with_causes(lost), "epoch dropped from the journal; a resync follows");
     }
 
     /// Says that no cut taken so far is a point. Called after regions were marked dirty.
     fn taint(&self, state: &mut SealState) {
         state.tainted_before = self.capture.open_epoch();
+        self.owes_point.store(true, Ordering::Release);
         *self.lock(&self.last_point) = None;
-    }
-
-    fn note_resync(&self) {
-        self.resync_total_bytes.fetch_max(self.capture.dirty_bytes(), Ordering::Relaxed);
     }
 
     fn cut_lost(&self, reason: &str) -> JournalError {
@@ -406,9 +433,38 @@ impl Group {
                 source: std::io::Error::other(errno.to_string()),
             })?;
         }
+        self.intents.commit();
         let chain = self.lock(&self.chain);
         let legs = self.legs.iter().map(|leg| leg.stamp()).collect();
-        chain.save_state(known_volumes(&self.volumes), Some(CleanRecord { head: chain.head(), legs }))
+        let clean = CleanRecord { head: chain.head(), legs };
+        chain.save_state(self.intents.session(), known_volumes(&self.volumes), Some(clean))
+    }
+
+    /// Takes marks out of the intent maps whose regions hold nothing that the recovery site may lack. Flushes the legs that have
+    /// such marks. Returns how many regions were cleared.
+    pub fn clear_marks(&self) -> usize {
+        let covered = self.lock(&self.chain).covered_epoch();
+        let mut cleared = 0;
+        for (volume, leg) in self.legs.iter().enumerate() {
+            let regions = self.capture.clearable(volume, covered);
+            if regions.is_empty() {
+                continue;
+            }
+            if !faults::planted(Bug::ClearWithoutLegFlush)
+                && let Err(error) = leg.flush()
+            {
+                warn!(group = %self.name, volume = %self.volume_name(volume), %error, "the leg cannot be flushed; its marks stay");
+                continue;
+            }
+            faults::step("clear.flushed");
+            cleared += self.capture.clear_marks(volume, &regions, covered);
+            faults::step("clear.cleared");
+        }
+        cleared
+    }
+
+    pub(crate) fn intents(&self) -> &IntentMaps {
+        &self.intents
     }
 
     fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
@@ -434,18 +490,56 @@ fn check_sizes(volumes: &[VolumeSettings], known: &[KnownVolume]) -> Result<(), 
     Ok(())
 }
 
-/// Marks what nobody can vouch for: the decision table of `FORMAT.md`.
-fn mark_untracked(capture: &Capture, volumes: &[VolumeRecord], legs: &[Arc<dyn Leg>], opened: &Opened) {
-    let same_volumes = opened.known == known_volumes(volumes);
-    let trusted = |volume: usize| {
-        let noted = opened.clean.as_ref()?.legs.get(volume)?.as_ref()?;
-        (same_volumes && legs[volume].stamp().as_ref() == Some(noted)).then_some(())
-    };
-    for volume in (0..volumes.len()).filter(|&volume| trusted(volume).is_none()) {
-        capture.mark_all_dirty(volume);
+fn volume_record(volume: &VolumeSettings) -> VolumeRecord {
+    VolumeRecord { name: volume.name.clone(), kind: volume.kind, size_bytes: volume.leg.size_bytes() }
+}
+
+/// What opening found, and what it is compared with.
+struct Opening<'a> {
+    volumes: &'a [VolumeRecord],
+    legs: &'a [Arc<dyn Leg>],
+    opened: &'a Opened,
+    found: &'a [Found],
+}
+
+impl Opening<'_> {
+    /// Makes dirty what nobody can vouch for: the decision table of `FORMAT.md`.
+    fn mark_untracked(&self, capture: &Capture, session: Option<u64>) {
+        let group = self.opened.chain.group();
+        let clean = self.opened.clean.as_ref().filter(|_| session.is_some() && session == self.opened.session);
+        for (volume, record) in self.volumes.iter().enumerate() {
+            let (name, found) = (&record.name, self.found[volume]);
+            // The clean record has the legs in the order in which the journal knew the volumes.
+            let before = self.opened.known.iter().position(|known| known.name == *name);
+            let noted = clean.zip(before).and_then(|(clean, before)| clean.legs.get(before)?.as_ref());
+            let stamp = self.legs[volume].stamp();
+            if noted.is_some() && noted == stamp.as_ref() && found == Found::Whole {
+                continue;
+            }
+            if noted.is_some() && stamp.is_some() {
+                warn!(%group, volume = %name, "the leg was changed while the agent was not running; all of it is compared with the recovery site");
+                capture.mark_all_dirty(volume);
+            } else {
+                info!(%group, volume = %name, intent_map = ?found, "what the intent map names is compared with the recovery site");
+                if !faults::planted(Bug::ForgetAfterCrash) {
+                    capture.mark_marked_dirty(volume);
+                }
+            }
+        }
+        for name in &self.opened.damaged {
+            error!(%group, segment = %name, "damaged segment set aside; a resync replaces it");
+        }
     }
-    for name in &opened.damaged {
-        error!(group = %opened.chain.group(), segment = %name, "damaged segment set aside; a resync replaces it");
+
+    /// Takes in what the waiting segments change.
+    fn note_waiting(&self, capture: &Capture) {
+        for change in &self.opened.changes {
+            let volume = self.volumes.iter().position(|volume| volume.name == change.volume);
+            let Some(volume) = volume else { continue };
+            let size_bytes = self.volumes[volume].size_bytes;
+            let range = change.range.start.min(size_bytes)..change.range.end.min(size_bytes);
+            capture.note_sealed(volume, &range, change.epoch);
+        }
     }
 }
 

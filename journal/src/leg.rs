@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use journal_nbd::{Errno, FileDisk, StatusExtent, ZeroMode};
 use serde::{Deserialize, Serialize};
@@ -119,72 +118,5 @@ impl Leg for FileLeg {
         let modified_ns = stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec as i64;
         let identity = (stat.st_dev, stat.st_ino);
         is_file.then(|| LegStamp { size_bytes: self.size_bytes(), modified_ns, identity })
-    }
-}
-
-/// A disk in memory, for simulations.
-pub struct MemoryLeg {
-    bytes: Mutex<Vec<u8>>,
-}
-
-impl MemoryLeg {
-    /// A disk with this content.
-    pub fn new(bytes: Vec<u8>) -> Self {
-        MemoryLeg { bytes: Mutex::new(bytes) }
-    }
-
-    /// Its content now.
-    pub fn content(&self) -> Vec<u8> {
-        self.with(|bytes| bytes.clone())
-    }
-
-    fn with<T>(&self, action: impl FnOnce(&mut Vec<u8>) -> T) -> T {
-        action(&mut self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl Leg for MemoryLeg {
-    fn size_bytes(&self) -> u64 {
-        self.with(|bytes| bytes.len() as u64)
-    }
-
-    fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, Errno> {
-        self.read(offset, buffer).map(|()| true)
-    }
-
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
-        self.with(|bytes| buffer.copy_from_slice(&bytes[offset as usize..][..buffer.len()]));
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
-        self.with(|bytes| bytes[offset as usize..][..data.len()].copy_from_slice(data));
-        Ok(())
-    }
-
-    fn write_zeroes(&self, offset: u64, length: u64, _mode: ZeroMode) -> Result<(), Errno> {
-        self.with(|bytes| bytes[offset as usize..][..length as usize].fill(0));
-        Ok(())
-    }
-
-    fn flush(&self) -> Result<(), Errno> {
-        Ok(())
-    }
-
-    fn block_status(&self, _offset: u64, length: u64, extents: &mut Vec<StatusExtent>) -> Result<(), Errno> {
-        extents.push(StatusExtent { length, hole: false, zero: false });
-        Ok(())
-    }
-
-    fn reads_as_zero(&self, _offset: u64, _length: u64) -> bool {
-        false
-    }
-
-    fn zeroes_fast(&self, _mode: ZeroMode) -> bool {
-        true
-    }
-
-    fn stamp(&self) -> Option<LegStamp> {
-        None
     }
 }

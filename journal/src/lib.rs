@@ -10,23 +10,31 @@
 pub mod capture;
 mod chain;
 mod clock;
-mod dirty;
+mod compare;
+mod regions;
 mod error;
 mod extent_map;
+pub mod faults;
 pub mod group;
+mod intent;
 mod leg;
 mod seal;
+#[cfg(test)]
+mod simulated;
 mod storage;
 mod tap;
 mod workers;
 
 pub use clock::{Clock, ManualClock, SystemClock};
+pub use compare::{Compared, Comparer, RegionState};
 pub use error::JournalError;
 pub use group::{
-    CutRequest, CutTicket, Group, GroupSettings, GroupStatus, SealedCut, SiteHead, StoredSegment, SweepStep,
+    CutRequest, CutTicket, Group, GroupSettings, GroupStatus, ResyncStatus, SealedCut, SiteHead, StoredSegment, SweepStep,
     VolumeSettings,
 };
-pub use leg::{FileLeg, Leg, LegStamp, MemoryLeg};
-pub use storage::{DirStorage, MemoryStorage, Storage};
+pub use intent::{MARK_PATIENCE, MarkCounters, MarkReplica, MarkedPage, Tracking};
+pub use leg::{FileLeg, Leg, LegStamp};
+pub use regions::REGION_BYTES;
+pub use storage::{DirStorage, NewFile, Storage, UpdateFile};
 pub use tap::TapVolume;
 pub use workers::Workers;

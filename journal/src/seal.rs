@@ -9,6 +9,7 @@ use journal_format::{Epoch, Generation, GroupName, Hash, Sequence, Timestamp};
 use crate::capture::EpochChanges;
 use crate::chain::{StoredSegment, segment_name, storage_error};
 use crate::error::JournalError;
+use crate::faults;
 use crate::storage::{NewFile, Storage};
 
 /// Payload at which a part of an epoch is closed, in bytes before compression.
@@ -84,6 +85,7 @@ impl<'a> Part<'a> {
         next: (Sequence, Hash),
         number: u16,
     ) -> Result<Self, JournalError> {
+        faults::step("seal.begun");
         let file = storage.create(&segment_name(next.0)).map_err(|error| failed(request, next.0, error))?;
         Ok(Part { request, check_room, number, next, builder: SegmentBuilder::new(request.options), file })
     }
@@ -110,7 +112,9 @@ impl<'a> Part<'a> {
         (self.check_room)(tail.size_bytes)?;
         let written = self.file.append(&tail.bytes).and_then(|()| self.file.finish(&tail.header));
         written.map_err(|error| failed(self.request, self.next.0, error))?;
-        Ok(StoredSegment { position: tail.position, parent: tail.parent, size_bytes: tail.size_bytes })
+        faults::step("seal.durable");
+        let (position, parent, size_bytes) = (tail.position, tail.parent, tail.size_bytes);
+        Ok(StoredSegment { position, parent, size_bytes, more_parts: !last })
     }
 }
 

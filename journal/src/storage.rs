@@ -1,11 +1,9 @@
-//! Where sealed segments and the journal's state lie: small named files that are replaced as a whole.
+//! Where sealed segments, intent maps and the journal's state lie: files of one folder.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 /// Files of one folder. What `write` has returned for is durable.
 pub trait Storage: Send + Sync + 'static {
@@ -29,6 +27,11 @@ pub trait Storage: Send + Sync + 'static {
     /// # Errors
     /// What the medium answers.
     fn create(&self, name: &str) -> io::Result<Box<dyn NewFile + '_>>;
+    /// Opens a file to change it in place.
+    ///
+    /// # Errors
+    /// What the medium answers; `NotFound` if there is no such file.
+    fn update(&self, name: &str) -> io::Result<Box<dyn UpdateFile>>;
     /// Removes a file.
     ///
     /// # Errors
@@ -39,6 +42,21 @@ pub trait Storage: Send + Sync + 'static {
     /// # Errors
     /// What the medium answers.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+}
+
+/// A file that is changed in place.
+pub trait UpdateFile: Send {
+    /// Writes within the file's size. Not durable before `sync`; until then every sector of 512 bytes may have its old or its new
+    /// content after a crash.
+    ///
+    /// # Errors
+    /// What the medium answers.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes everything written durable. After an error nobody knows what is: the file must not be used any more.
+    ///
+    /// # Errors
+    /// What the medium answers.
+    fn sync(&mut self) -> io::Result<()>;
 }
 
 /// A file that is being written.
@@ -108,6 +126,11 @@ impl Storage for DirStorage {
         Ok(Box::new(DirFile { storage: self, name: self.path.join(name), temporary: Some(temporary), file }))
     }
 
+    fn update(&self, name: &str) -> io::Result<Box<dyn UpdateFile>> {
+        let file = File::options().write(true).open(self.path.join(name))?;
+        Ok(Box::new(DirUpdate { file }))
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         fs::remove_file(self.path.join(name))
     }
@@ -115,6 +138,20 @@ impl Storage for DirStorage {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         fs::rename(self.path.join(from), self.path.join(to))?;
         self.sync_folder()
+    }
+}
+
+struct DirUpdate {
+    file: File,
+}
+
+impl UpdateFile for DirUpdate {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()
     }
 }
 
@@ -148,96 +185,5 @@ impl Drop for DirFile<'_> {
             // The error before is the one to report; what stays is removed at the next start.
             let _ = fs::remove_file(temporary);
         }
-    }
-}
-
-/// A folder in memory that can be told to fail, for simulations.
-#[derive(Default)]
-pub struct MemoryStorage {
-    inner: Mutex<MemoryFiles>,
-}
-
-#[derive(Default)]
-struct MemoryFiles {
-    files: BTreeMap<String, Vec<u8>>,
-    free_bytes: Option<u64>,
-}
-
-impl MemoryStorage {
-    /// Sets how many bytes can still be written, `None` for no limit.
-    pub fn set_free_bytes(&self, free_bytes: Option<u64>) {
-        self.with(|inner| inner.free_bytes = free_bytes);
-    }
-
-    /// Changes one bit of a file.
-    pub fn flip_bit(&self, name: &str, bit: usize) {
-        self.with(|inner| {
-            if let Some(byte) = inner.files.get_mut(name).and_then(|bytes| bytes.get_mut(bit / 8)) {
-                *byte ^= 1 << (bit % 8);
-            }
-        });
-    }
-
-    fn with<T>(&self, action: impl FnOnce(&mut MemoryFiles) -> T) -> T {
-        action(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl Storage for MemoryStorage {
-    fn list(&self) -> io::Result<Vec<(String, u64)>> {
-        let entry = |(name, bytes): (&String, &Vec<u8>)| (name.clone(), bytes.len() as u64);
-        Ok(self.with(|inner| inner.files.iter().map(entry).collect()))
-    }
-
-    fn read(&self, name: &str, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        self.with(|inner| {
-            let bytes = inner.files.get(name).ok_or(io::ErrorKind::NotFound)?;
-            let start = bytes.len().min(offset as usize);
-            Ok(bytes[start..bytes.len().min(start + length)].to_vec())
-        })
-    }
-
-    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        self.with(|inner| {
-            if let Some(free) = &mut inner.free_bytes {
-                *free = free.checked_sub(bytes.len() as u64).ok_or(io::ErrorKind::StorageFull)?;
-            }
-            inner.files.insert(name.to_owned(), bytes.to_vec());
-            Ok(())
-        })
-    }
-
-    fn create(&self, name: &str) -> io::Result<Box<dyn NewFile + '_>> {
-        Ok(Box::new(MemoryFile { storage: self, name: name.to_owned(), bytes: Vec::new() }))
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.with(|inner| inner.files.remove(name).map(drop).ok_or(io::ErrorKind::NotFound.into()))
-    }
-
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.with(|inner| {
-            let bytes = inner.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
-            inner.files.insert(to.to_owned(), bytes);
-            Ok(())
-        })
-    }
-}
-
-struct MemoryFile<'a> {
-    storage: &'a MemoryStorage,
-    name: String,
-    bytes: Vec<u8>,
-}
-
-impl NewFile for MemoryFile<'_> {
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn finish(mut self: Box<Self>, beginning: &[u8]) -> io::Result<()> {
-        self.bytes[..beginning.len()].copy_from_slice(beginning);
-        self.storage.write(&self.name, &self.bytes)
     }
 }

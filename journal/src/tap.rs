@@ -5,6 +5,7 @@ use std::sync::Arc;
 use journal_nbd::{Errno, Export, Payload, StatusExtent, ZeroMode};
 
 use crate::capture::Change;
+use crate::faults::{self, Bug};
 use crate::group::Group;
 use crate::leg::Leg;
 
@@ -31,6 +32,7 @@ impl TapVolume {
         let dear = self.group.payload_is_dear(&change);
         let ticket = self.group.capture().begin(self.volume, offset, change, dear);
         let result = action(&*self.leg);
+        faults::step("tap.leg-written");
         self.group.capture().end(ticket, result.is_ok());
         result
     }
@@ -62,6 +64,9 @@ impl Export for TapVolume {
     }
 
     fn flush(&self) -> Result<(), Errno> {
+        if faults::planted(Bug::AcknowledgeFlushEarly) {
+            return Ok(());
+        }
         self.leg.flush()
     }
 

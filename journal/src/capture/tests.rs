@@ -3,12 +3,30 @@ use std::sync::mpsc;
 use std::thread;
 
 use super::*;
-use crate::dirty::REGION_BYTES;
+use crate::clock::ManualClock;
+use crate::faults::plant;
+use crate::simulated::{Power, SimulatedStorage};
+
 
 const SIZE: u64 = 16 * REGION_BYTES;
 
 fn capture(budget_bytes: u64) -> Capture {
-    Capture::new(&[SIZE, SIZE], Epoch(1), budget_bytes)
+    let storage = Arc::new(SimulatedStorage::new(Arc::new(Power::default())));
+    let volumes = [("a".parse().unwrap(), SIZE), ("b".parse().unwrap(), SIZE)];
+    let (group, clock) = ("demo".parse().unwrap(), Arc::new(ManualClock::default()));
+    let opened =
+        IntentMaps::open(&group, storage, clock, &volumes, None, std::time::Duration::from_secs(1));
+    Capture::new(&[SIZE, SIZE], Epoch(1), budget_bytes, Arc::new(opened.maps))
+}
+
+/// Watches the first dirty region of a volume.
+fn watch(capture: &Capture, volume: usize) -> WatchTicket {
+    capture.watch(volume, 0, 1, Epoch(0), Readiness::Any).unwrap()
+}
+
+/// Settles the first dirty region with these pieces; tells whether it is clean.
+fn sweep(capture: &Capture, volume: usize, pieces: Vec<Change>) -> bool {
+    capture.settle(&watch(capture, volume), vec![Outcome::Send(pieces)]) > 0
 }
 
 fn data(fill: u8, length: usize) -> Change {
@@ -78,9 +96,10 @@ fn a_dropped_payload_leaves_its_regions_dirty_and_no_point_until_they_are_swept(
     let changes = capture.cut();
     assert!(!changes.complete);
     capture.release_memory(changes.payload_bytes());
-    let sweep = capture.begin_sweep(1, 0, SIZE).unwrap();
-    assert_eq!(sweep.range, REGION_BYTES..2 * REGION_BYTES);
-    assert!(capture.end_sweep(sweep, Some(vec![data(2, 512), Change::Zero(REGION_BYTES - 512)])));
+    let ticket = watch(&capture, 1);
+    assert_eq!(ticket.ranges, [REGION_BYTES..2 * REGION_BYTES]);
+    let pieces = vec![data(2, 512), Change::Zero(REGION_BYTES - 512)];
+    assert_eq!(capture.settle(&ticket, vec![Outcome::Send(pieces)]), REGION_BYTES);
     let changes = capture.cut();
     assert!(changes.complete);
     assert_eq!(bytes_at(&changes, 1, REGION_BYTES), Some(2));
@@ -100,8 +119,7 @@ fn a_sweep_goes_under_what_the_epoch_captured() {
     let capture = capture(1 << 20);
     capture.mark_dirty(0, std::iter::once(0..REGION_BYTES));
     write(&capture, 0, 512, data(7, 512));
-    let sweep = capture.begin_sweep(0, 0, SIZE).unwrap();
-    assert!(capture.end_sweep(sweep, Some(vec![data(3, REGION_BYTES as usize)])));
+    assert!(sweep(&capture, 0, vec![data(3, REGION_BYTES as usize)]));
     let changes = capture.cut();
     assert_eq!(bytes_at(&changes, 0, 0), Some(3));
     assert_eq!(bytes_at(&changes, 0, 512), Some(7));
@@ -109,31 +127,79 @@ fn a_sweep_goes_under_what_the_epoch_captured() {
 }
 
 #[test]
-fn a_sweep_that_a_cut_overtook_is_done_again() {
+fn what_a_sweep_read_belongs_to_the_epoch_that_is_open_when_it_ends() {
     let capture = capture(1 << 20);
     capture.mark_dirty(0, std::iter::once(0..REGION_BYTES));
-    let sweep = capture.begin_sweep(0, 0, SIZE).unwrap();
+    let ticket = watch(&capture, 0);
     assert!(!capture.cut().complete);
-    assert!(!capture.end_sweep(sweep, Some(vec![data(3, REGION_BYTES as usize)])));
-    assert!(!capture.cut().complete);
-    assert!(capture.begin_sweep(0, 0, SIZE).is_some());
+    assert_eq!(capture.settle(&ticket, vec![Outcome::Send(vec![data(3, REGION_BYTES as usize)])]), REGION_BYTES);
+    let changes = capture.cut();
+    assert!(changes.complete);
+    assert_eq!(bytes_at(&changes, 0, 0), Some(3));
 }
 
 #[test]
-fn a_write_dropped_during_a_sweep_spoils_it() {
-    let capture = Arc::new(capture(0));
+fn a_write_during_a_sweep_spoils_the_regions_that_it_touches() {
+    let capture = capture(1 << 20);
+    capture.mark_dirty(0, std::iter::once(0..3 * REGION_BYTES));
+    let ticket = capture.watch(0, 0, 8, Epoch(0), Readiness::Any).unwrap();
+    write(&capture, 0, REGION_BYTES + 512, data(1, 512));
+    let zeroes = || Outcome::Send(vec![Change::Zero(REGION_BYTES)]);
+    assert_eq!(capture.settle(&ticket, vec![zeroes(), zeroes(), zeroes()]), 2 * REGION_BYTES);
+    assert_eq!(watch(&capture, 0).ranges, [REGION_BYTES..2 * REGION_BYTES]);
+}
+
+#[test]
+fn a_write_in_flight_when_a_sweep_begins_spoils_it() {
+    let capture = capture(1 << 20);
+    let ticket = capture.begin(0, 0, data(1, 512), false);
     capture.mark_dirty(0, std::iter::once(0..REGION_BYTES));
-    let sweep = capture.begin_sweep(0, 0, SIZE).unwrap();
-    let writer = thread::spawn({
-        let capture = capture.clone();
-        move || write(&capture, 0, 0, data(1, 512))
-    });
-    while capture.lock(0).waiting == 0 {
-        thread::yield_now();
-    }
-    assert!(!capture.end_sweep(sweep, Some(vec![Change::Zero(REGION_BYTES)])));
-    writer.join().unwrap();
-    assert!(!capture.cut().complete);
+    assert!(!sweep(&capture, 0, vec![Change::Zero(REGION_BYTES)]));
+    capture.end(ticket, true);
+    assert!(sweep(&capture, 0, vec![Change::Zero(REGION_BYTES)]));
+}
+
+#[test]
+fn an_answer_older_than_the_last_change_of_a_region_is_not_used() {
+    let capture = capture(1 << 20);
+    write(&capture, 0, 0, data(1, 512));
+    drop(capture.cut());
+    capture.mark_dirty(0, std::iter::once(0..REGION_BYTES));
+    assert!(capture.watch(0, 0, 8, Epoch(0), Readiness::Covered).is_none());
+    assert_eq!(capture.settle(&watch(&capture, 0), vec![Outcome::Equal(Epoch(0))]), 0);
+    assert!(capture.watch(0, 0, 8, Epoch(1), Readiness::Covered).is_some_and(|ticket| {
+        capture.settle(&ticket, vec![Outcome::Equal(Epoch(1))]) == REGION_BYTES
+    }));
+    assert!(capture.cut().complete);
+}
+
+#[test]
+fn marks_are_cleared_only_of_what_receipts_cover_and_nobody_writes() {
+    let capture = capture(1 << 20);
+    write(&capture, 0, 0, data(1, 512));
+    drop(capture.cut());
+    let busy = capture.begin(0, REGION_BYTES, data(1, 512), false);
+    capture.mark_dirty(0, std::iter::once(2 * REGION_BYTES..3 * REGION_BYTES));
+    assert!(!capture.clearable(0, Epoch(0)).contains(&0));
+    let clearable = capture.clearable(0, Epoch(1));
+    assert!(clearable.contains(&0) && !clearable.contains(&1) && !clearable.contains(&2));
+    // A write that comes between the look and the clearing keeps its mark.
+    write(&capture, 0, 0, data(2, 512));
+    assert_eq!(capture.clear_marks(0, &[0], Epoch(1)), 0);
+    assert_eq!(capture.clear_marks(0, &[5], Epoch(1)), 1);
+    capture.end(busy, true);
+}
+
+#[test]
+fn the_planted_ignore_overlap_is_noticed() {
+    let capture = capture(1 << 20);
+    let first = capture.begin(0, 0, data(1, 1024), false);
+    plant(Some(Bug::IgnoreOverlap));
+    // Without the bug this call would wait for ever.
+    let second = capture.begin(0, 512, data(2, 1024), false);
+    plant(None);
+    capture.end(first, true);
+    capture.end(second, true);
 }
 
 #[test]
@@ -154,10 +220,7 @@ fn a_dropped_write_takes_the_older_one_with_it() {
     let capture = capture(1024);
     write(&capture, 0, 0, data(1, 1024));
     write(&capture, 0, 512, data(2, 512));
-    let sweep = capture.begin_sweep(0, 0, SIZE).unwrap();
-    assert!(
-        capture.end_sweep(sweep, Some(vec![data(1, 512), data(2, 512), Change::Zero(REGION_BYTES - 1024)]))
-    );
+    assert!(sweep(&capture, 0, vec![data(1, 512), data(2, 512), Change::Zero(REGION_BYTES - 1024)]));
     let changes = capture.cut();
     assert_eq!((bytes_at(&changes, 0, 0), bytes_at(&changes, 0, 512)), (Some(1), Some(2)));
 }
@@ -167,7 +230,6 @@ fn a_failed_write_is_not_in_the_epoch() {
     let capture = capture(1 << 20);
     let ticket = capture.begin(0, 0, data(1, 512), false);
     capture.end(ticket, false);
-    let sweep = capture.begin_sweep(0, 0, SIZE).unwrap();
-    assert!(capture.end_sweep(sweep, Some(vec![data(9, REGION_BYTES as usize)])));
+    assert!(sweep(&capture, 0, vec![data(9, REGION_BYTES as usize)]));
     assert_eq!(bytes_at(&capture.cut(), 0, 0), Some(9));
 }

@@ -2,7 +2,7 @@ use journal_format::Timestamp;
 use journal_format::segment::{BuildOptions, Header, SegmentBuilder, SegmentMeta};
 
 use super::*;
-use crate::storage::MemoryStorage;
+use crate::simulated::{Power, SimulatedStorage};
 
 fn group() -> GroupName {
     "demo".parse().unwrap()
@@ -25,24 +25,24 @@ fn append(chain: &mut Chain) -> StoredSegment {
     let segment = SegmentBuilder::new(BuildOptions::default()).finish(&header, &SegmentMeta::default());
     chain.storage().write(&segment_name(sequence), &segment.bytes).unwrap();
     let (position, parent, size_bytes) = (segment.position, segment.parent, segment.bytes.len() as u64);
-    let stored = StoredSegment { position, parent, size_bytes };
+    let stored = StoredSegment { position, parent, size_bytes, more_parts: false };
     chain.register(stored);
     stored
 }
 
 /// A journal with so many segments, ended in order or not.
-fn journal(segments: usize, clean: bool) -> Arc<MemoryStorage> {
-    let storage = Arc::new(MemoryStorage::default());
+fn journal(segments: usize, clean: bool) -> Arc<SimulatedStorage> {
+    let storage = Arc::new(SimulatedStorage::new(Arc::new(Power::default())));
     let mut chain = Chain::open(group(), storage.clone(), 1 << 30).unwrap().chain;
     for _ in 0..segments {
         append(&mut chain);
     }
     let clean = clean.then(|| CleanRecord { head: chain.head(), legs: vec![None] });
-    chain.save_state(Vec::new(), clean).unwrap();
+    chain.save_state(1, Vec::new(), clean).unwrap();
     storage
 }
 
-fn reopen(storage: &Arc<MemoryStorage>) -> Result<Opened, JournalError> {
+fn reopen(storage: &Arc<SimulatedStorage>) -> Result<Opened, JournalError> {
     Chain::open(group(), storage.clone(), 1 << 30)
 }
 
@@ -52,7 +52,7 @@ fn head_of(opened: &Opened) -> u64 {
 
 #[test]
 fn nothing_there_begins_a_new_journal() {
-    let opened = reopen(&Arc::new(MemoryStorage::default())).unwrap();
+    let opened = reopen(&Arc::new(SimulatedStorage::new(Arc::new(Power::default())))).unwrap();
     assert!(opened.known.is_empty() && opened.clean.is_none() && opened.chain.head().is_none());
     assert_eq!(opened.chain.next(), (Sequence(1), Hash::ZERO));
 }
@@ -77,7 +77,7 @@ fn an_unreadable_state_is_refused() {
 fn a_state_of_another_version_is_refused() {
     let storage = journal(1, true);
     let text = String::from_utf8(storage.read(STATE_FILE, 0, 1 << 20).unwrap()).unwrap();
-    storage.write(STATE_FILE, text.replace("\"version\": 1", "\"version\": 2").as_bytes()).unwrap();
+    storage.write(STATE_FILE, text.replace("\"version\": 2", "\"version\": 3").as_bytes()).unwrap();
     assert!(matches!(reopen(&storage), Err(JournalError::State { .. })));
 }
 
@@ -161,4 +161,52 @@ fn a_full_journal_takes_no_more() {
     let storage = journal(2, true);
     let chain = Chain::open(group(), storage, 600).unwrap().chain;
     assert!(matches!(chain.check_room(600), Err(JournalError::Limit { .. })));
+}
+
+fn at(segment: &StoredSegment) -> Option<Position> {
+    Some(segment.position)
+}
+
+#[test]
+fn every_row_of_the_table_for_going_on_from_the_site() {
+    let mut chain = reopen(&journal(4, false)).unwrap().chain;
+    let segments = chain.pending(Sequence(1), 10);
+    let site = segments[1].position;
+    let newer = Position { generation: Generation(2), ..site };
+    assert_eq!(chain.step_to(Some(newer), true), ChainStep::Fenced { site: Generation(2) });
+    assert_eq!(chain.step_to(Some(site), true), ChainStep::Continue(Sequence(3)));
+    assert_eq!(chain.step_to(Some(site), false), ChainStep::DropBehind(site));
+    assert_eq!(chain.step_to(None, true), ChainStep::Continue(Sequence(1)));
+    assert_eq!(chain.step_to(None, false), ChainStep::GoOnEverything);
+    let foreign = Position { hash: Hash::of(b"other"), sequence: Sequence(9), ..site };
+    assert_eq!(chain.step_to(Some(foreign), true), ChainStep::GoOnEverything);
+    chain.trim(segments[2].position).unwrap();
+    assert_eq!(chain.step_to(None, true), ChainStep::GoOnEverything, "the site lost its store");
+    // This journal has just taken over.
+    chain.generation = Generation(2);
+    assert_eq!(chain.step_to(Some(foreign), true), ChainStep::GoOnMarked);
+    let old = Position { sequence: Sequence(2), ..foreign };
+    assert_eq!(chain.step_to(Some(old), true), ChainStep::GoOnEverything, "the site went back");
+}
+
+#[test]
+fn an_epoch_is_covered_when_its_last_part_is() {
+    let mut chain = reopen(&journal(3, false)).unwrap().chain;
+    let segments = chain.pending(Sequence(1), 10);
+    let first = StoredSegment { more_parts: true, ..segments[1] };
+    chain.register(first);
+    chain.trim(first.position).unwrap();
+    assert_eq!(chain.covered_epoch(), Epoch(first.position.epoch.0 - 1));
+    chain.trim(segments[2].position).unwrap();
+    assert_eq!(chain.covered_epoch(), segments[2].position.epoch);
+}
+
+#[test]
+fn what_is_dropped_behind_a_position_leaves_a_chain() {
+    let storage = journal(4, false);
+    let mut chain = reopen(&storage).unwrap().chain;
+    let segments = chain.pending(Sequence(1), 10);
+    chain.drop_behind(segments[1].position).unwrap();
+    assert_eq!(chain.head(), at(&segments[1]));
+    assert_eq!(head_of(&reopen(&storage).unwrap()), 2);
 }

@@ -2,23 +2,30 @@
 
 use std::sync::atomic::Ordering;
 
-use journal_format::{Position, Sequence};
+use journal_format::{Generation, Position, Sequence};
 use tracing::{info, warn};
 
 use super::{Group, StoredSegment};
-use crate::chain::segment_name;
+use crate::chain::{Chain, ChainStep, segment_name};
 use crate::error::JournalError;
+use crate::faults::{self, Bug};
 
 /// What follows from the head that the recovery site reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SiteHead {
     /// The site is on our chain: send from this sequence on.
     Continue(Sequence),
-    /// The site is elsewhere: the chain goes on from its head, everything is dirty, send from this sequence on.
+    /// The site is elsewhere, or did not take what we have: the chain goes on from its head, a resync follows, send from this
+    /// sequence on.
     Rebased(Sequence),
 }
 
 impl Group {
+    /// The generation that this journal writes.
+    pub fn generation(&self) -> Generation {
+        self.lock(&self.chain).generation()
+    }
+
     /// Newest position that is sealed.
     pub fn head(&self) -> Option<Position> {
         self.lock(&self.chain).head()
@@ -61,43 +68,75 @@ impl Group {
         Ok(())
     }
 
-    /// Takes in where the site is. If that is not on our chain, the chain goes on from there and a resync of everything
-    /// follows; points that the site has stay as they are.
+    /// Says whether every byte of a waiting segment is what was sealed; asked before it is sent. One that is not is set aside, and
+    /// the next [`Group::site_head`] replaces it by a resync of what it changed.
+    ///
+    /// # Errors
+    /// [`JournalError::Damaged`]; [`JournalError::Storage`] if it cannot be read.
+    pub fn check_segment(&self, sequence: Sequence) -> Result<(), JournalError> {
+        let chain = self.lock(&self.chain);
+        let Some(segment) = chain.pending(sequence, 1).first().copied().filter(|segment| segment.position.sequence == sequence) else {
+            return Ok(());
+        };
+        let storage = chain.storage();
+        drop(chain);
+        if Chain::is_whole(&*storage, &self.name, &segment)? || faults::planted(Bug::SendDamaged) {
+            return Ok(());
+        }
+        let name = self.lock(&self.chain).set_aside(sequence)?;
+        self.distrust();
+        Err(JournalError::Damaged { group: self.name.clone(), name })
+    }
+
+    /// Takes in where the site is, by the table in `FORMAT.md`: the chain goes on from there; points that the site has stay as
+    /// they are.
     ///
     /// # Errors
     /// [`JournalError::Fenced`] if the site has a newer generation; [`JournalError::Storage`].
     pub fn site_head(&self, head: Option<Position>) -> Result<SiteHead, JournalError> {
         // Sealing waits, so that no cut is registered between the look and the rebase.
         let mut sealing = self.lock(&self.sealing);
-        let mut chain = self.lock(&self.chain);
-        let own = chain.generation();
-        if let Some(site) = head.filter(|site| site.generation > own) {
-            let site = site.generation.0;
-            return Err(JournalError::Fenced { group: self.name.clone(), site, own: own.0 });
-        }
-        let trusted = !self.distrusted.swap(false, Ordering::AcqRel);
-        match head {
-            Some(position) if trusted && chain.contains(position) => {
+        let trusted = !self.distrusted.load(Ordering::Acquire);
+        let step = self.lock(&self.chain).step_to(head, trusted);
+        match step {
+            ChainStep::Fenced { site } => {
+                let own = self.generation().0;
+                return Err(JournalError::Fenced { group: self.name.clone(), site: site.0, own });
+            }
+            ChainStep::Continue(next) => {
+                head.map_or(Ok(()), |head| self.lock(&self.chain).trim(head))?;
+                return Ok(SiteHead::Continue(next));
+            }
+            ChainStep::DropBehind(position) => {
+                self.capture.mark_changed_dirty(self.lock(&self.chain).whole_epoch(position));
+                self.taint(&mut sealing);
+                let mut chain = self.lock(&self.chain);
                 chain.trim(position)?;
-                return Ok(SiteHead::Continue(position.sequence.next()));
+                chain.drop_behind(position)?;
             }
-            None if trusted && (chain.head().is_none() || chain.oldest() == Some(Sequence(1))) => {
-                return Ok(SiteHead::Continue(Sequence(1)));
+            ChainStep::GoOnMarked => {
+                (0..self.volumes.len()).for_each(|volume| self.capture.mark_marked_dirty(volume));
+                self.taint(&mut sealing);
+                self.lock(&self.chain).rebase(head)?;
             }
-            _ => {}
+            ChainStep::GoOnEverything => {
+                warn!(group = %self.name, site = head.map(tracing::field::display), "the recovery site's timeline is not ours; everything is compared with it");
+                (0..self.volumes.len()).for_each(|volume| self.capture.mark_all_dirty(volume));
+                self.taint(&mut sealing);
+                self.lock(&self.chain).rebase(head)?;
+            }
         }
-        warn!(group = %self.name, site = head.map(tracing::field::display), own = chain.head().map(tracing::field::display), "the recovery site's timeline is not ours; a resync of everything follows");
-        chain.rebase(head)?;
-        let (next, next_epoch) = (chain.next().0, chain.next_epoch());
-        drop(chain);
+        faults::step("rebase.dropped");
+        self.distrusted.store(false, Ordering::Release);
+        let (next, next_epoch) = {
+            let chain = self.lock(&self.chain);
+            (chain.next().0, chain.next_epoch())
+        };
         self.capture.raise_epoch(next_epoch);
-        (0..self.volumes.len()).for_each(|volume| self.capture.mark_all_dirty(volume));
-        self.taint(&mut sealing);
         sealing.definition_sent = false;
         drop(sealing);
-        self.note_resync();
         self.signal.raise();
-        info!(group = %self.name, %next, "the chain goes on from the recovery site's head");
+        info!(group = %self.name, %next, "the chain goes on from the recovery site's head; a resync follows");
         Ok(SiteHead::Rebased(next))
     }
 }

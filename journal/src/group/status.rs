@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 use journal_format::{Epoch, Position};
 use serde::Serialize;
 
-use super::{Group, SealedCut};
+use super::{Group, ResyncStatus, SealedCut};
+use crate::intent::MarkCounters;
 
 /// State of a group on the protected site.
 #[derive(Clone, Debug)]
@@ -18,6 +19,10 @@ pub struct GroupStatus {
     pub acknowledged: Option<Position>,
     /// Newest cut that was sealed as a point, since the start.
     pub last_point: Option<SealedCut>,
+    /// The resync under way.
+    pub resync: Option<ResyncStatus>,
+    /// Figures of the intent maps.
+    pub marks: MarkCounters,
     /// Counters.
     pub counters: Counters,
 }
@@ -27,8 +32,6 @@ pub struct GroupStatus {
 pub struct Counters {
     /// Regions that a resync has still to read, in bytes.
     pub dirty_bytes: u64,
-    /// What the resync under way began with, in bytes; 0 if none is.
-    pub resync_total_bytes: u64,
     /// Payload held in memory, in bytes.
     pub held_bytes: u64,
     /// Sealed segments that no receipt covers.
@@ -49,21 +52,19 @@ impl Group {
     /// The group's state now.
     pub fn status(&self) -> GroupStatus {
         let last_point = *self.lock(&self.last_point);
+        let resync = self.resync_status();
         let chain = self.lock(&self.chain);
         let (backlog_segments, backlog_bytes) = chain.backlog();
         let dirty_bytes = self.capture.dirty_bytes();
-        let resync_total_bytes = match dirty_bytes {
-            0 => 0,
-            _ => self.resync_total_bytes.load(Ordering::Relaxed).max(dirty_bytes),
-        };
         GroupStatus {
             open_epoch: self.capture.open_epoch(),
             head: chain.head(),
             acknowledged: chain.acknowledged(),
             last_point,
+            resync,
+            marks: self.intents.counters(),
             counters: Counters {
                 dirty_bytes,
-                resync_total_bytes,
                 held_bytes: self.capture.held_bytes(),
                 backlog_segments,
                 backlog_bytes,
