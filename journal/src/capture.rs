@@ -156,7 +156,12 @@ pub struct Capture {
 impl Capture {
     /// Begins with `epoch` open and nothing dirty, for volumes of these sizes in bytes with their intent maps. `budget_bytes` limits
     /// the payload held by the open epoch and by epochs that are not sealed yet.
-    pub(crate) fn new(sizes_bytes: &[u64], epoch: Epoch, budget_bytes: u64, intents: Arc<IntentMaps>) -> Self {
+    pub(crate) fn new(
+        sizes_bytes: &[u64],
+        epoch: Epoch,
+        budget_bytes: u64,
+        intents: Arc<IntentMaps>,
+    ) -> Self {
         let volume = |(number, &size_bytes): (usize, &u64)| Volume {
             size_bytes,
             state: Mutex::new(VolumeState {

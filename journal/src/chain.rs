@@ -72,6 +72,8 @@ pub(crate) struct Chain {
     acknowledged: Option<Position>,
     /// Every change of an epoch up to this one is in what receipts cover.
     covered_epoch: Epoch,
+    /// What changed up to this sequence is not known here: an answer of the site must not be older.
+    base: Sequence,
     limit_bytes: u64,
 }
 
@@ -153,9 +155,11 @@ impl Chain {
             head: None,
             acknowledged: None,
             covered_epoch: Epoch(0),
+            base: Sequence(0),
             limit_bytes,
         };
         let (damaged, changes) = chain.load(&segments)?;
+        chain.base = chain.covered_sequence();
         let clean = state.clean.filter(|clean| damaged.is_empty() && clean.head == chain.head);
         Ok(Opened { chain, known: state.volumes, session, clean, changes, damaged })
     }
@@ -214,7 +218,11 @@ impl Chain {
     ///
     /// # Errors
     /// [`JournalError::Storage`] if it cannot be read.
-    pub(crate) fn is_whole(storage: &dyn Storage, group: &GroupName, segment: &StoredSegment) -> Result<bool, JournalError> {
+    pub(crate) fn is_whole(
+        storage: &dyn Storage,
+        group: &GroupName,
+        segment: &StoredSegment,
+    ) -> Result<bool, JournalError> {
         let name = segment_name(segment.position.sequence);
         let failed = |source| storage_error(group, &format!("reading {name}"), source);
         let read = |offset: u64, length: u64| storage.read(&name, offset, length as usize).map_err(failed);
@@ -245,7 +253,8 @@ impl Chain {
         volumes: Vec<KnownVolume>,
         clean: Option<CleanRecord>,
     ) -> Result<(), JournalError> {
-        let state = State { volumes, clean, session, generation: self.generation, ..new_state(self.group.clone()) };
+        let state =
+            State { volumes, clean, session, generation: self.generation, ..new_state(self.group.clone()) };
         let bytes = serde_json::to_vec_pretty(&state).expect("the state has only fields that JSON can hold");
         self.storage
             .write(STATE_FILE, &bytes)
@@ -283,6 +292,14 @@ impl Chain {
     /// Every change of an epoch up to this one is in what receipts cover.
     pub(crate) fn covered_epoch(&self) -> Epoch {
         self.covered_epoch
+    }
+
+    /// Newest epoch whose changes are all in an answer that the site gave as of `head`; `None` if it is older than what is known here
+    /// of the chain.
+    pub(crate) fn answered_epoch(&self, head: Option<Position>) -> Option<Epoch> {
+        let sequence = head.map_or(Sequence(0), |head| head.sequence);
+        let epoch = head.map_or(Epoch(0), |head| self.whole_epoch(head));
+        (sequence >= self.base).then_some(epoch)
     }
 
     /// Newest epoch that is whole at a position. An epoch in several parts is whole when its last part is there; of segments that
@@ -374,7 +391,8 @@ impl Chain {
     /// # Errors
     /// [`JournalError::Storage`].
     pub(crate) fn drop_behind(&mut self, position: Position) -> Result<(), JournalError> {
-        let behind: Vec<Sequence> = self.segments.range(position.sequence.next()..).map(|(&at, _)| at).collect();
+        let behind: Vec<Sequence> =
+            self.segments.range(position.sequence.next()..).map(|(&at, _)| at).collect();
         // The newest first, so that a crash in between leaves a chain.
         behind.into_iter().rev().try_for_each(|sequence| self.remove(sequence))?;
         self.head = Some(position);
@@ -390,6 +408,7 @@ impl Chain {
         sequences.into_iter().rev().try_for_each(|sequence| self.remove(sequence))?;
         self.head = head;
         self.acknowledged = head;
+        self.base = head.map_or(Sequence(0), |head| head.sequence);
         self.covered_epoch = head.map_or(Epoch(0), |head| self.whole_epoch(head));
         Ok(())
     }

@@ -72,9 +72,9 @@ mod enabled {
 }
 
 #[cfg(debug_assertions)]
-pub use enabled::{plant, step};
-#[cfg(debug_assertions)]
 pub(crate) use enabled::planted;
+#[cfg(debug_assertions)]
+pub use enabled::{plant, step};
 
 #[cfg(not(debug_assertions))]
 mod disabled {
@@ -87,9 +87,9 @@ mod disabled {
 }
 
 #[cfg(not(debug_assertions))]
-pub use disabled::step;
-#[cfg(not(debug_assertions))]
 pub(crate) use disabled::planted;
+#[cfg(not(debug_assertions))]
+pub use disabled::step;
 
 /// Labels of all steps, in the order of the data's way.
 pub const STEPS: [&str; 16] = [

@@ -24,12 +24,12 @@ pub use self::status::GroupStatus;
 pub use crate::chain::StoredSegment;
 
 use crate::capture::{Capture, Change, EpochChanges};
-use crate::compare::Comparer;
-use crate::faults::{self, Bug};
-use crate::intent::{Found, IntentMaps};
 use crate::chain::{Chain, CleanRecord, KnownVolume, Opened, segment_name};
 use crate::clock::Clock;
+use crate::compare::Comparer;
 use crate::error::JournalError;
+use crate::faults::{self, Bug};
+use crate::intent::{Found, IntentMaps};
 use crate::leg::Leg;
 use crate::seal::{SealRequest, seal};
 use crate::storage::Storage;
@@ -506,7 +506,8 @@ impl Opening<'_> {
     /// Makes dirty what nobody can vouch for: the decision table of `FORMAT.md`.
     fn mark_untracked(&self, capture: &Capture, session: Option<u64>) {
         let group = self.opened.chain.group();
-        let clean = self.opened.clean.as_ref().filter(|_| session.is_some() && session == self.opened.session);
+        let clean =
+            self.opened.clean.as_ref().filter(|_| session.is_some() && session == self.opened.session);
         for (volume, record) in self.volumes.iter().enumerate() {
             let (name, found) = (&record.name, self.found[volume]);
             // The clean record has the legs in the order in which the journal knew the volumes.

@@ -273,7 +273,11 @@ impl IntentMaps {
         let commit = state.begun + 1;
         let map = &mut state.maps[volume];
         let missing = !map.bits.covers(range);
-        let regions = if missing { map.ahead.around(regions_of(range), map.bits.regions(), self.clock.now()) } else { regions_of(range) };
+        let regions = if missing {
+            map.ahead.around(regions_of(range), map.bits.regions(), self.clock.now())
+        } else {
+            regions_of(range)
+        };
         let mut due = 0;
         for region in regions.clone() {
             if !map.bits.contains(region) {
@@ -373,7 +377,8 @@ impl IntentMaps {
         let replica = self.replica.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match replica {
             Some(replica) => {
-                let pages: Vec<MarkedPage> = work.iter().flat_map(|work| work.pages.iter().cloned()).collect();
+                let pages: Vec<MarkedPage> =
+                    work.iter().flat_map(|work| work.pages.iter().cloned()).collect();
                 replica.send(&pages)
             }
             None => Box::new(|| {}),

@@ -11,13 +11,13 @@ pub mod capture;
 mod chain;
 mod clock;
 mod compare;
-mod regions;
 mod error;
 mod extent_map;
 pub mod faults;
 pub mod group;
 mod intent;
 mod leg;
+mod regions;
 mod seal;
 #[cfg(test)]
 mod simulated;
@@ -29,8 +29,8 @@ pub use clock::{Clock, ManualClock, SystemClock};
 pub use compare::{Compared, Comparer, RegionState};
 pub use error::JournalError;
 pub use group::{
-    CutRequest, CutTicket, Group, GroupSettings, GroupStatus, ResyncStatus, SealedCut, SiteHead, StoredSegment, SweepStep,
-    VolumeSettings,
+    CutRequest, CutTicket, Group, GroupSettings, GroupStatus, ResyncStatus, SealedCut, SiteHead,
+    StoredSegment, SweepStep, VolumeSettings,
 };
 pub use intent::{MARK_PATIENCE, MarkCounters, MarkReplica, MarkedPage, Tracking};
 pub use leg::{FileLeg, Leg, LegStamp};

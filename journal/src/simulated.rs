@@ -4,7 +4,7 @@
 //! since, or a torn mix. Directory operations are durable when the directory was synced. All calls count as steps, and the power can be
 //! cut at any of them: from then on nothing has an effect and everything fails, until [`Power::restore`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -227,7 +227,11 @@ impl Storage for SimulatedStorage {
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
         self.power.step()?;
         let files = self.lock();
-        Ok(files.names.iter().map(|(name, &id)| (name.clone(), files.media[id].current.len() as u64)).collect())
+        Ok(files
+            .names
+            .iter()
+            .map(|(name, &id)| (name.clone(), files.media[id].current.len() as u64))
+            .collect())
     }
 
     fn read(&self, name: &str, offset: u64, length: usize) -> io::Result<Vec<u8>> {
@@ -351,6 +355,8 @@ pub(crate) struct SimulatedLeg {
     power: Arc<Power>,
     medium: Mutex<Medium>,
     written: Mutex<i64>,
+    /// What it held when a flush was last answered, but for the sectors that were written since.
+    flushed: Mutex<(Vec<u8>, BTreeSet<usize>)>,
     /// The next write gets half of its bytes onto the disk and fails.
     fails: AtomicBool,
 }
@@ -358,7 +364,9 @@ pub(crate) struct SimulatedLeg {
 impl SimulatedLeg {
     /// A disk with this content.
     pub(crate) fn new(power: Arc<Power>, bytes: Vec<u8>) -> Self {
-        SimulatedLeg { power, medium: Mutex::new(Medium::of(bytes)), written: Mutex::new(0), fails: AtomicBool::new(false) }
+        let flushed = Mutex::new((bytes.clone(), BTreeSet::new()));
+        let medium = Mutex::new(Medium::of(bytes));
+        SimulatedLeg { power, medium, written: Mutex::new(0), flushed, fails: AtomicBool::new(false) }
     }
 
     /// Its content now.
@@ -366,8 +374,25 @@ impl SimulatedLeg {
         self.lock().current.clone()
     }
 
+    /// What a power cut leaves; a flush that was answered has to have been worth its name.
     pub(crate) fn lose_power(&self, random: &mut Random) {
         self.lock().lose_power(random);
+        let now = self.content();
+        let mut flushed = self.flushed();
+        let (content, written) = &mut *flushed;
+        for (sector, (before, after)) in content.chunks(SECTOR).zip(now.chunks(SECTOR)).enumerate() {
+            assert!(before == after || written.contains(&sector), "a flushed write is gone: sector {sector}");
+        }
+        (*content, *written) = (now, BTreeSet::new());
+    }
+
+    /// Takes in that a flush was answered.
+    pub(crate) fn note_flushed(&self) {
+        *self.flushed() = (self.content(), BTreeSet::new());
+    }
+
+    fn flushed(&self) -> MutexGuard<'_, (Vec<u8>, BTreeSet<usize>)> {
+        self.flushed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn fail_next_write(&self) {
@@ -406,6 +431,8 @@ impl Leg for SimulatedLeg {
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
         self.powered()?;
+        let first = offset as usize / SECTOR;
+        self.flushed().1.extend(first..first + data.len().div_ceil(SECTOR));
         if self.fails.swap(false, Ordering::SeqCst) {
             self.lock().write(offset as usize, &data[..data.len() / 1024 * 512]);
             return Err(Errno::Io);

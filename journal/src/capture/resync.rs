@@ -86,7 +86,8 @@ impl Capture {
         let number = state.next_number;
         state.next_number += 1;
         let in_flight = |range: &Range<u64>| state.in_flight.iter().any(|write| overlap(&write.range, range));
-        let regions = regions.iter().zip(&ranges).map(|(&region, range)| (region, in_flight(range))).collect();
+        let regions =
+            regions.iter().zip(&ranges).map(|(&region, range)| (region, in_flight(range))).collect();
         state.watches.push(Watch { number, regions });
         Some(WatchTicket { volume, number, ranges })
     }

@@ -7,15 +7,13 @@ use crate::clock::ManualClock;
 use crate::faults::plant;
 use crate::simulated::{Power, SimulatedStorage};
 
-
 const SIZE: u64 = 16 * REGION_BYTES;
 
 fn capture(budget_bytes: u64) -> Capture {
     let storage = Arc::new(SimulatedStorage::new(Arc::new(Power::default())));
     let volumes = [("a".parse().unwrap(), SIZE), ("b".parse().unwrap(), SIZE)];
     let (group, clock) = ("demo".parse().unwrap(), Arc::new(ManualClock::default()));
-    let opened =
-        IntentMaps::open(&group, storage, clock, &volumes, None, std::time::Duration::from_secs(1));
+    let opened = IntentMaps::open(&group, storage, clock, &volumes, None, std::time::Duration::from_secs(1));
     Capture::new(&[SIZE, SIZE], Epoch(1), budget_bytes, Arc::new(opened.maps))
 }
 
@@ -132,7 +130,10 @@ fn what_a_sweep_read_belongs_to_the_epoch_that_is_open_when_it_ends() {
     capture.mark_dirty(0, std::iter::once(0..REGION_BYTES));
     let ticket = watch(&capture, 0);
     assert!(!capture.cut().complete);
-    assert_eq!(capture.settle(&ticket, vec![Outcome::Send(vec![data(3, REGION_BYTES as usize)])]), REGION_BYTES);
+    assert_eq!(
+        capture.settle(&ticket, vec![Outcome::Send(vec![data(3, REGION_BYTES as usize)])]),
+        REGION_BYTES
+    );
     let changes = capture.cut();
     assert!(changes.complete);
     assert_eq!(bytes_at(&changes, 0, 0), Some(3));
@@ -167,9 +168,11 @@ fn an_answer_older_than_the_last_change_of_a_region_is_not_used() {
     capture.mark_dirty(0, std::iter::once(0..REGION_BYTES));
     assert!(capture.watch(0, 0, 8, Epoch(0), Readiness::Covered).is_none());
     assert_eq!(capture.settle(&watch(&capture, 0), vec![Outcome::Equal(Epoch(0))]), 0);
-    assert!(capture.watch(0, 0, 8, Epoch(1), Readiness::Covered).is_some_and(|ticket| {
-        capture.settle(&ticket, vec![Outcome::Equal(Epoch(1))]) == REGION_BYTES
-    }));
+    assert!(
+        capture.watch(0, 0, 8, Epoch(1), Readiness::Covered).is_some_and(|ticket| {
+            capture.settle(&ticket, vec![Outcome::Equal(Epoch(1))]) == REGION_BYTES
+        })
+    );
     assert!(capture.cut().complete);
 }
 
@@ -188,6 +191,19 @@ fn marks_are_cleared_only_of_what_receipts_cover_and_nobody_writes() {
     assert_eq!(capture.clear_marks(0, &[0], Epoch(1)), 0);
     assert_eq!(capture.clear_marks(0, &[5], Epoch(1)), 1);
     capture.end(busy, true);
+}
+
+#[test]
+fn the_planted_ignore_spoiled_sweep_is_noticed() {
+    let capture = capture(1 << 20);
+    capture.mark_dirty(0, std::iter::once(0..REGION_BYTES));
+    let ticket = watch(&capture, 0);
+    write(&capture, 0, 0, data(1, 512));
+    drop(capture.cut());
+    plant(Some(Bug::IgnoreSpoiledSweep));
+    capture.settle(&ticket, vec![Outcome::Send(vec![data(9, REGION_BYTES as usize)])]);
+    plant(None);
+    assert_eq!(bytes_at(&capture.cut(), 0, 0), Some(9), "old bytes cover a newer write");
 }
 
 #[test]

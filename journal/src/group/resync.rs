@@ -36,7 +36,15 @@ pub(super) struct Progress {
 impl Progress {
     pub(super) fn new(total_bytes: u64, now: Timestamp) -> Self {
         let next_step = Timestamp(i64::MIN);
-        Progress { volume: 0, offset: 0, total_bytes, began: now, stalled_since: None, next_step, full: false }
+        Progress {
+            volume: 0,
+            offset: 0,
+            total_bytes,
+            began: now,
+            stalled_since: None,
+            next_step,
+            full: false,
+        }
     }
 }
 
@@ -112,7 +120,9 @@ impl Group {
             if now < progress.next_step {
                 return SweepStep::Wait;
             }
-            let Some((ticket, whole)) = self.next_watch(&mut progress, covered, now) else { return SweepStep::Wait };
+            let Some((ticket, whole)) = self.next_watch(&mut progress, covered, now) else {
+                return SweepStep::Wait;
+            };
             let bytes: u64 = ticket.ranges.iter().map(|range| range.end - range.start).sum();
             if let Some(rate) = self.resync_rate_bytes {
                 let pause = bytes.saturating_mul(1_000_000_000) / rate.max(1);
@@ -135,7 +145,12 @@ impl Group {
     }
 
     /// The next dirty regions behind the cursor, round and round over all volumes, and whether they are to be sent whole.
-    fn next_watch(&self, progress: &mut Progress, covered: Epoch, now: Timestamp) -> Option<(WatchTicket, bool)> {
+    fn next_watch(
+        &self,
+        progress: &mut Progress,
+        covered: Epoch,
+        now: Timestamp,
+    ) -> Option<(WatchTicket, bool)> {
         let stalled = *progress.stalled_since.get_or_insert(now);
         let modes: &[Readiness] = match (progress.full, now.0 - stalled.0 > STALL_NS) {
             (true, _) => &[Readiness::Any],
@@ -147,7 +162,10 @@ impl Group {
                 let (volume, offset) = (progress.volume, progress.offset);
                 let from = offset / crate::regions::REGION_BYTES;
                 if let Some(ticket) = self.capture.watch(volume, from, BATCH_REGIONS, covered, mode) {
-                    progress.offset = ticket.ranges.last().map_or(0, |range| range.end.next_multiple_of(crate::regions::REGION_BYTES));
+                    progress.offset = ticket
+                        .ranges
+                        .last()
+                        .map_or(0, |range| range.end.next_multiple_of(crate::regions::REGION_BYTES));
                     return Some((ticket, mode == Readiness::Uncovered));
                 }
                 (progress.volume, progress.offset) = ((volume + 1) % self.volumes.len(), 0);
@@ -172,19 +190,25 @@ impl Group {
             read.push(bytes);
         }
         if full {
-            let whole = |bytes: &Vec<u8>| Outcome::Send(pieces(bytes, |_, _| true).into_iter().filter_map(|(_, change)| change).collect());
+            let whole = |bytes: &Vec<u8>| {
+                Outcome::Send(
+                    pieces(bytes, |_, _| true).into_iter().filter_map(|(_, change)| change).collect(),
+                )
+            };
             return read.iter().map(whole).collect();
         }
         let Some(comparer) = self.lock(&self.comparer).clone() else { return unknown() };
         let hashes: Vec<Hash> = read.iter().map(|bytes| Hash::of(bytes)).collect();
         let compared = comparer.compare(self.volume_name(ticket.volume), ticket.ranges[0].start, &hashes);
         let Some(compared) = compared else { return unknown() };
-        let epoch = compared.head.map_or(Epoch(0), |head| self.lock(&self.chain).whole_epoch(head));
+        let Some(epoch) = self.lock(&self.chain).answered_epoch(compared.head) else { return unknown() };
         let mut answers = compared.regions.into_iter();
         let outcome = |bytes: &Vec<u8>| match answers.next() {
             None => Outcome::Unknown,
             Some(RegionState::Equal) => Outcome::Equal(epoch),
-            Some(RegionState::Blocks(hashes)) if hashes.len() == bytes.len().div_ceil(BLOCK_BYTES as usize) => {
+            Some(RegionState::Blocks(hashes))
+                if hashes.len() == bytes.len().div_ceil(BLOCK_BYTES as usize) =>
+            {
                 Outcome::Differs(epoch, pieces(bytes, |number, block| Hash::of(block) != hashes[number]))
             }
             Some(RegionState::Blocks(_)) => Outcome::Unknown,

@@ -75,7 +75,12 @@ impl Group {
     /// [`JournalError::Damaged`]; [`JournalError::Storage`] if it cannot be read.
     pub fn check_segment(&self, sequence: Sequence) -> Result<(), JournalError> {
         let chain = self.lock(&self.chain);
-        let Some(segment) = chain.pending(sequence, 1).first().copied().filter(|segment| segment.position.sequence == sequence) else {
+        let Some(segment) = chain
+            .pending(sequence, 1)
+            .first()
+            .copied()
+            .filter(|segment| segment.position.sequence == sequence)
+        else {
             return Ok(());
         };
         let storage = chain.storage();

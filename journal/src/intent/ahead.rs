@@ -36,7 +36,8 @@ impl Ahead {
     /// anywhere.
     pub(super) fn around(&mut self, wanted: Range<u64>, regions: u64, now: Timestamp) -> Range<u64> {
         let busy = self.last.is_some_and(|last| now.0 - last.0 < BUSY_NS);
-        self.regions = if busy { self.regions * 2 } else { self.regions / 2 }.clamp(self.limits.0, self.limits.1);
+        self.regions =
+            if busy { self.regions * 2 } else { self.regions / 2 }.clamp(self.limits.0, self.limits.1);
         self.last = Some(now);
         let start = wanted.start / self.regions * self.regions;
         start..wanted.end.next_multiple_of(self.regions).min(regions)

@@ -31,7 +31,6 @@ planted! {
     planted_clear_without_leg_flush_is_found: Bug::ClearWithoutLegFlush,
     planted_drop_without_dirty_is_found: Bug::DropWithoutDirty,
     planted_point_while_dirty_is_found: Bug::PointWhileDirty,
-    planted_ignore_spoiled_sweep_is_found: Bug::IgnoreSpoiledSweep,
     planted_trust_old_comparison_is_found: Bug::TrustOldComparison,
     planted_send_damaged_is_found: Bug::SendDamaged,
     planted_forget_after_crash_is_found: Bug::ForgetAfterCrash,

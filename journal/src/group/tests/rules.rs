@@ -1,5 +1,5 @@
-use journal_format::{ErrorKind, Generation, Sequence};
 use journal_format::segment::verify_segment;
+use journal_format::{ErrorKind, Generation, Sequence};
 
 use super::simulation::{Simulation, Site, settings};
 use crate::error::JournalError;
