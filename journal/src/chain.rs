@@ -172,7 +172,11 @@ impl Chain {
         let (mut damaged, mut changes) = (Vec::new(), Vec::new());
         for (&sequence, &size_bytes) in segments {
             let name = segment_name(sequence);
-            let index = if damaged.is_empty() { self.read_index(&name, size_bytes)? } else { None };
+            let index = if damaged.is_empty() {
+                read_index(&*self.storage, &self.group, &name, size_bytes)?
+            } else {
+                None
+            };
             let continues = |index: &SegmentIndex| match self.head {
                 Some(head) => sequence == head.sequence.next() && index.header.parent == head.hash,
                 None => index.header.sequence == sequence,
@@ -200,47 +204,26 @@ impl Chain {
         Ok(aside)
     }
 
-    /// Reads all of a segment but its payload; `None` if that is damaged.
-    fn read_index(&self, name: &str, size_bytes: u64) -> Result<Option<SegmentIndex>, JournalError> {
-        let read = |offset: u64, length: u64| {
-            let bytes = self.storage.read(name, offset, length as usize);
-            bytes.map_err(|source| storage_error(&self.group, &format!("reading {name}"), source))
-        };
-        let header = read(0, HEADER_BYTES as u64)?;
-        let trailer = read(size_bytes.saturating_sub(TRAILER_BYTES as u64), TRAILER_BYTES as u64)?;
-        let Ok(trailer) = Trailer::decode(&trailer, &header, size_bytes) else { return Ok(None) };
-        let tail = read(trailer.index_offset, size_bytes - trailer.index_offset)?;
-        let index: Result<SegmentIndex, FormatError> = SegmentIndex::decode(&header, &tail, size_bytes);
-        Ok(index.ok().filter(|index| index.header.group == self.group))
-    }
-
-    /// Whether every byte of a segment is what was sealed.
+    /// The index of a segment, which lies under `name`, if every byte of it is what was sealed.
     ///
     /// # Errors
     /// [`JournalError::Storage`] if it cannot be read.
-    pub(crate) fn is_whole(
+    pub(crate) fn whole_index(
         storage: &dyn Storage,
         group: &GroupName,
         segment: &StoredSegment,
-    ) -> Result<bool, JournalError> {
-        let name = segment_name(segment.position.sequence);
-        let failed = |source| storage_error(group, &format!("reading {name}"), source);
-        let read = |offset: u64, length: u64| storage.read(&name, offset, length as usize).map_err(failed);
-        let header = read(0, HEADER_BYTES as u64)?;
-        let size_bytes = segment.size_bytes;
-        let trailer = read(size_bytes.saturating_sub(TRAILER_BYTES as u64), TRAILER_BYTES as u64)?;
-        let Ok(trailer) = Trailer::decode(&trailer, &header, size_bytes) else { return Ok(false) };
-        let tail = read(trailer.index_offset, size_bytes - trailer.index_offset)?;
-        let Ok(index) = SegmentIndex::decode(&header, &tail, size_bytes) else { return Ok(false) };
-        if index.position() != segment.position {
-            return Ok(false);
-        }
+        name: &str,
+    ) -> Result<Option<SegmentIndex>, JournalError> {
+        let index = read_index(storage, group, name, segment.size_bytes)?;
+        let Some(index) = index.filter(|index| index.position() == segment.position) else { return Ok(None) };
         for frame in &index.frames {
-            if Hash::of(&read(frame.offset, frame.stored_bytes.into())?) != frame.stored_hash {
-                return Ok(false);
+            let stored = storage.read(name, frame.offset, frame.stored_bytes as usize);
+            let stored = stored.map_err(|source| storage_error(group, &format!("reading {name}"), source))?;
+            if Hash::of(&stored) != frame.stored_hash {
+                return Ok(None);
             }
         }
-        Ok(true)
+        Ok(Some(index))
     }
 
     /// Notes session, volumes and, at an orderly end, the clean record.
@@ -259,6 +242,11 @@ impl Chain {
         self.storage
             .write(STATE_FILE, &bytes)
             .map_err(|source| storage_error(&self.group, "writing journal.json", source))
+    }
+
+    /// Raises the generation that is written; saved with the next [`Chain::save_state`].
+    pub(crate) fn raise_generation(&mut self, generation: Generation) {
+        self.generation = self.generation.max(generation);
     }
 
     pub(crate) fn group(&self) -> &GroupName {
@@ -454,6 +442,25 @@ impl Chain {
     pub(crate) fn next_epoch(&self) -> Epoch {
         self.head.map_or(Epoch(1), |head| head.epoch.next())
     }
+}
+
+/// Reads all of a segment but its payload; `None` if that is damaged.
+fn read_index(
+    storage: &dyn Storage,
+    group: &GroupName,
+    name: &str,
+    size_bytes: u64,
+) -> Result<Option<SegmentIndex>, JournalError> {
+    let read = |offset: u64, length: u64| {
+        let bytes = storage.read(name, offset, length as usize);
+        bytes.map_err(|source| storage_error(group, &format!("reading {name}"), source))
+    };
+    let header = read(0, HEADER_BYTES as u64)?;
+    let trailer = read(size_bytes.saturating_sub(TRAILER_BYTES as u64), TRAILER_BYTES as u64)?;
+    let Ok(trailer) = Trailer::decode(&trailer, &header, size_bytes) else { return Ok(None) };
+    let tail = read(trailer.index_offset, size_bytes - trailer.index_offset)?;
+    let index: Result<SegmentIndex, FormatError> = SegmentIndex::decode(&header, &tail, size_bytes);
+    Ok(index.ok().filter(|index| index.header.group == *group))
 }
 
 fn stored(index: &SegmentIndex, size_bytes: u64) -> StoredSegment {

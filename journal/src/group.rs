@@ -29,7 +29,7 @@ use crate::clock::Clock;
 use crate::compare::Comparer;
 use crate::error::JournalError;
 use crate::faults::{self, Bug};
-use crate::intent::{Found, IntentMaps};
+use crate::intent::{Found, IntentMaps, MarkReplica, MarkedPage};
 use crate::leg::Leg;
 use crate::seal::{SealRequest, seal};
 use crate::storage::Storage;
@@ -461,6 +461,16 @@ impl Group {
             faults::step("clear.cleared");
         }
         cleared
+    }
+
+    /// Sends marks to the pair's other host from now on, or no longer.
+    pub fn set_mark_replica(&self, replica: Option<Arc<dyn MarkReplica>>) {
+        self.intents.set_replica(replica);
+    }
+
+    /// Every page of the intent maps as it is now, for a host of the pair that joins.
+    pub fn marked_pages(&self) -> Vec<MarkedPage> {
+        self.intents.all_pages()
     }
 
     pub(crate) fn intents(&self) -> &IntentMaps {

@@ -319,6 +319,33 @@ impl IntentMaps {
         state.wait_max = state.wait_max.max(began.elapsed());
     }
 
+    /// Adds what pages of the pair's other host have marked, durably.
+    pub(crate) fn adopt(&self, pages: &[MarkedPage]) {
+        let mut state = self.lock();
+        let commit = state.begun + 1;
+        for page in pages {
+            let Some(map) = state.maps.get_mut(usize::from(page.volume)) else { continue };
+            for region in file::regions_of_page(page, map.bits.regions()) {
+                if !map.bits.contains(region) {
+                    map.bits.insert(region);
+                    map.changed(page.page, commit);
+                }
+            }
+        }
+        drop(state);
+        self.commit();
+    }
+
+    /// Marked regions of a volume that `page` does not have.
+    pub(crate) fn beyond(&self, page: &MarkedPage) -> Vec<u64> {
+        let state = self.lock();
+        let Some(map) = state.maps.get(usize::from(page.volume)) else { return Vec::new() };
+        let theirs: BTreeSet<u64> = file::regions_of_page(page, map.bits.regions()).collect();
+        let first = u64::from(page.page) * PAGE_REGIONS;
+        let ours = map.bits.iter_from(first).take_while(|&region| region < first + PAGE_REGIONS);
+        ours.filter(|region| !theirs.contains(region)).collect()
+    }
+
     /// Marks everything, durably.
     pub(crate) fn mark_all(&self, volume: usize) {
         let size_bytes = {

@@ -21,6 +21,7 @@ mod regions;
 mod seal;
 #[cfg(test)]
 mod simulated;
+pub mod standby;
 mod storage;
 mod tap;
 mod workers;
@@ -35,6 +36,7 @@ pub use group::{
 pub use intent::{MARK_PATIENCE, MarkCounters, MarkReplica, MarkedPage, Tracking};
 pub use leg::{FileLeg, Leg, LegStamp};
 pub use regions::REGION_BYTES;
+pub use standby::{Standby, StandbySegment, StandbySettings};
 pub use storage::{DirStorage, NewFile, Storage, UpdateFile};
 pub use tap::TapVolume;
 pub use workers::Workers;

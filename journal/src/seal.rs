@@ -74,7 +74,7 @@ struct Part<'a> {
     number: u16,
     next: (Sequence, Hash),
     builder: SegmentBuilder,
-    file: Box<dyn NewFile + 'a>,
+    file: Box<dyn NewFile>,
 }
 
 impl<'a> Part<'a> {

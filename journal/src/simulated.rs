@@ -247,14 +247,14 @@ impl Storage for SimulatedStorage {
         file.finish(&[])
     }
 
-    fn create(&self, name: &str) -> io::Result<Box<dyn NewFile + '_>> {
+    fn create(&self, name: &str) -> io::Result<Box<dyn NewFile>> {
         self.power.step()?;
         let temporary = format!("{name}.tmp");
         let mut files = self.lock();
         files.media.push(Medium::default());
         let id = files.media.len() - 1;
         files.names.insert(temporary.clone(), id);
-        Ok(Box::new(SimulatedFile { storage: self, name: name.to_owned(), temporary, id }))
+        Ok(Box::new(SimulatedFile { storage: self.clone(), name: name.to_owned(), temporary, id }))
     }
 
     fn update(&self, name: &str) -> io::Result<Box<dyn UpdateFile>> {
@@ -282,14 +282,14 @@ impl Storage for SimulatedStorage {
     }
 }
 
-struct SimulatedFile<'a> {
-    storage: &'a SimulatedStorage,
+struct SimulatedFile {
+    storage: SimulatedStorage,
     name: String,
     temporary: String,
     id: usize,
 }
 
-impl NewFile for SimulatedFile<'_> {
+impl NewFile for SimulatedFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.storage.power.step()?;
         let mut files = self.storage.lock();
@@ -315,7 +315,7 @@ impl NewFile for SimulatedFile<'_> {
     }
 }
 
-impl Drop for SimulatedFile<'_> {
+impl Drop for SimulatedFile {
     fn drop(&mut self) {
         if !self.storage.power.is_off() {
             self.storage.lock().names.remove(&self.temporary);

@@ -26,7 +26,7 @@ pub trait Storage: Send + Sync + 'static {
     ///
     /// # Errors
     /// What the medium answers.
-    fn create(&self, name: &str) -> io::Result<Box<dyn NewFile + '_>>;
+    fn create(&self, name: &str) -> io::Result<Box<dyn NewFile>>;
     /// Opens a file to change it in place.
     ///
     /// # Errors
@@ -60,7 +60,7 @@ pub trait UpdateFile: Send {
 }
 
 /// A file that is being written.
-pub trait NewFile {
+pub trait NewFile: Send {
     /// Adds bytes at its end.
     ///
     /// # Errors
@@ -88,10 +88,10 @@ impl DirStorage {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         Ok(DirStorage { path: path.to_owned() })
     }
+}
 
-    fn sync_folder(&self) -> io::Result<()> {
-        File::open(&self.path)?.sync_all()
-    }
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 impl Storage for DirStorage {
@@ -120,10 +120,11 @@ impl Storage for DirStorage {
         file.finish(&[])
     }
 
-    fn create(&self, name: &str) -> io::Result<Box<dyn NewFile + '_>> {
+    fn create(&self, name: &str) -> io::Result<Box<dyn NewFile>> {
         let temporary = self.path.join(format!("{name}.tmp"));
         let file = File::create(&temporary)?;
-        Ok(Box::new(DirFile { storage: self, name: self.path.join(name), temporary: Some(temporary), file }))
+        let (folder, name) = (self.path.clone(), self.path.join(name));
+        Ok(Box::new(DirFile { folder, name, temporary: Some(temporary), file }))
     }
 
     fn update(&self, name: &str) -> io::Result<Box<dyn UpdateFile>> {
@@ -137,7 +138,7 @@ impl Storage for DirStorage {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         fs::rename(self.path.join(from), self.path.join(to))?;
-        self.sync_folder()
+        sync_folder(&self.path)
     }
 }
 
@@ -155,15 +156,15 @@ impl UpdateFile for DirUpdate {
     }
 }
 
-struct DirFile<'a> {
-    storage: &'a DirStorage,
+struct DirFile {
+    folder: PathBuf,
     name: PathBuf,
     /// `None` when it has got its name.
     temporary: Option<PathBuf>,
     file: File,
 }
 
-impl NewFile for DirFile<'_> {
+impl NewFile for DirFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)
     }
@@ -175,11 +176,11 @@ impl NewFile for DirFile<'_> {
             fs::rename(temporary, &self.name)?;
         }
         self.temporary = None;
-        self.storage.sync_folder()
+        sync_folder(&self.folder)
     }
 }
 
-impl Drop for DirFile<'_> {
+impl Drop for DirFile {
     fn drop(&mut self) {
         if let Some(temporary) = &self.temporary {
             // The error before is the one to report; what stays is removed at the next start.

@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Site(SiteCommand),
     /// End a group's epoch now: a recovery point, with a name if wanted
     Cut(CutArgs),
+    /// Compare everything of a group with the recovery site and send what differs; the VM goes on meanwhile
+    Resync(ResyncArgs),
     /// What the daemons know of their groups: state, lag, backlog, actual RPO, last point
     Status(StatusArgs),
     /// Recovery points of a store
@@ -46,6 +48,24 @@ pub(crate) enum Command {
     Boot(BootArgs),
     /// Read and re-hash everything in a store
     Verify(VerifyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ResyncArgs {
+    /// Group
+    pub(crate) group: GroupName,
+    /// Send everything, whatever the recovery site says it has
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// Show its progress and return when a point behind it is confirmed
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Control socket of the agent
+    #[arg(long, env = "THIRDSITE_SOURCE_CONTROL", default_value = "/run/thirdsite/source.sock")]
+    pub(crate) control: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]

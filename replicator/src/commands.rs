@@ -4,10 +4,12 @@ mod boot;
 mod daemon;
 mod point;
 mod recover;
+mod resync;
 mod verify;
 
 pub(crate) use self::boot::boot;
 pub(crate) use self::daemon::{cut, status};
 pub(crate) use self::point::list_points;
 pub(crate) use self::recover::{export, restore};
+pub(crate) use self::resync::resync;
 pub(crate) use self::verify::verify;

@@ -27,6 +27,13 @@ const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) enum ControlRequest {
     /// Everything that it knows of its groups.
     Status {},
+    /// Compares everything of a group with the recovery site.
+    Resync {
+        /// The group.
+        group: GroupName,
+        /// Send everything without comparing.
+        full: bool,
+    },
     /// Ends the epoch of a group.
     Cut {
         /// The group.

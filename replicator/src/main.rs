@@ -57,6 +57,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Site(SiteCommand::Expel { config, name }) => site::expel(&config, &name),
         Command::Cut(args) => commands::cut(&args),
+        Command::Resync(args) => commands::resync(&args),
         Command::Status(args) => commands::status(&args),
         Command::Point(PointCommand::List { group, store, last, json }) => {
             commands::list_points(&group, &store.store, last, json)

@@ -102,6 +102,7 @@ impl ControlHandler for Agent {
     fn handle(&self, request: ControlRequest) -> Result<Value, Failure> {
         match request {
             ControlRequest::Status {} => Ok(status::report(&self.members, &self.failed)),
+            ControlRequest::Resync { group, full } => Ok(self.member(&group)?.resync(full)),
             ControlRequest::Cut { group, bookmark, wait_seconds } => {
                 let member = self.member(&group)?;
                 member.cut(&CutRequest { bookmark }, wait_seconds.map(Duration::from_secs))

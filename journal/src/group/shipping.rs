@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use journal_format::{Generation, Position, Sequence};
+use journal_format::{Generation, Hash, Position, Sequence};
 use tracing::{info, warn};
 
 use super::{Group, StoredSegment};
@@ -48,6 +48,22 @@ impl Group {
         self.distrusted.store(true, Ordering::Release);
     }
 
+    /// The sequence behind a position of this chain; that of the oldest segment if this chain never was there.
+    pub fn continue_behind(&self, position: Option<Position>) -> Sequence {
+        let chain = self.lock(&self.chain);
+        match position.filter(|&position| chain.contains(position)) {
+            Some(position) => position.sequence.next(),
+            None => chain.oldest().unwrap_or(chain.next().0),
+        }
+    }
+
+    /// Where the segments that are still here begin: sequence and parent of the oldest, or of the next to be sealed.
+    pub fn beginning(&self) -> (Sequence, Hash) {
+        let chain = self.lock(&self.chain);
+        let oldest = chain.oldest().and_then(|oldest| chain.pending(oldest, 1).first().copied());
+        oldest.map_or(chain.next(), |oldest| (oldest.position.sequence, oldest.parent))
+    }
+
     /// Sealed segments from `from` on, oldest first, at most `limit`.
     pub fn pending(&self, from: Sequence, limit: usize) -> Vec<StoredSegment> {
         self.lock(&self.chain).pending(from, limit)
@@ -85,7 +101,8 @@ impl Group {
         };
         let storage = chain.storage();
         drop(chain);
-        if Chain::is_whole(&*storage, &self.name, &segment)? || faults::planted(Bug::SendDamaged) {
+        let whole = Chain::whole_index(&*storage, &self.name, &segment, &segment_name(sequence))?.is_some();
+        if whole || faults::planted(Bug::SendDamaged) {
             return Ok(());
         }
         let name = self.lock(&self.chain).set_aside(sequence)?;

@@ -198,5 +198,13 @@ pub(super) fn page_bits(bits: &RegionSet, page: u32) -> Vec<u8> {
     bytes
 }
 
+/// Numbers of the regions that a page marks, in a volume of so many.
+pub(super) fn regions_of_page(page: &MarkedPage, regions: u64) -> impl Iterator<Item = u64> + '_ {
+    let first = u64::from(page.page).saturating_mul(PAGE_REGIONS);
+    let bits = (0..PAGE_REGIONS)
+        .filter(|bit| page.bits.get((bit / 8) as usize).is_some_and(|byte| byte & 1 << (bit % 8) != 0));
+    bits.map(move |bit| first + bit).take_while(move |&region| region < regions)
+}
+
 #[cfg(test)]
 mod tests;

@@ -10,9 +10,10 @@ use journal_format::{GroupName, VolumeName};
 use serde::Deserialize;
 
 use super::Settings;
-use super::units::{Listen, duration, size};
+use super::units::{Listen, duration, optional_size, size};
 
 const MEMORY_BUDGET_MIN_BYTES: u64 = 16 << 20;
+const RESYNC_RATE_MIN_BYTES: u64 = 1 << 20;
 const JOURNAL_LIMIT_MIN_BYTES: u64 = 64 << 20;
 
 /// The protected site's settings.
@@ -68,6 +69,12 @@ pub(crate) struct GroupTable {
     /// Limit of the journal on disk, in bytes.
     #[serde(default = "default_journal_limit", deserialize_with = "size")]
     pub(crate) journal_limit: u64,
+    /// Bytes that a resync reads in a second at most.
+    #[serde(default, deserialize_with = "optional_size")]
+    pub(crate) resync_rate: Option<u64>,
+    /// How long a write waits for its mark in the intent map at most.
+    #[serde(default = "default_mark_patience", deserialize_with = "duration")]
+    pub(crate) mark_patience: Duration,
     /// zstd level of the segments.
     #[serde(default = "default_compression_level")]
     pub(crate) compression_level: i32,
@@ -169,6 +176,9 @@ impl GroupTable {
         if self.journal_limit < JOURNAL_LIMIT_MIN_BYTES {
             return Err(format!("group '{group}': journal_limit is smaller than 64MiB"));
         }
+        if self.resync_rate.is_some_and(|rate| rate < RESYNC_RATE_MIN_BYTES) {
+            return Err(format!("group '{group}': resync_rate is smaller than 1MiB"));
+        }
         if !(-7..=19).contains(&self.compression_level) {
             return Err(format!("group '{group}': compression_level is not between -7 and 19"));
         }
@@ -258,6 +268,10 @@ fn default_memory_budget() -> u64 {
 
 fn default_journal_limit() -> u64 {
     10 << 30
+}
+
+fn default_mark_patience() -> Duration {
+    journal::MARK_PATIENCE
 }
 
 fn default_compression_level() -> i32 {

@@ -28,6 +28,11 @@ pub(super) fn size<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error>
     }
 }
 
+/// Reads a size that may be absent.
+pub(super) fn optional_size<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u64>, D::Error> {
+    size(input).map(Some)
+}
+
 /// Where an NBD server listens: `unix:PATH` or `HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Listen {

@@ -85,6 +85,8 @@ impl Member {
             definition: table.definition(),
             memory_budget_bytes: table.memory_budget,
             journal_limit_bytes: table.journal_limit,
+            mark_patience: table.mark_patience,
+            resync_rate_bytes: table.resync_rate,
             build: BuildOptions { level: table.compression_level, ..BuildOptions::default() },
         };
         let confirmed = Arc::new(Confirmed::default());
@@ -149,6 +151,13 @@ impl Member {
                 Waited::TimedOut => return Err(self.overdue(&sealed)),
             }
         }
+    }
+
+    /// Compares everything with the recovery site, or sends it without asking.
+    pub(super) fn resync(&self, full: bool) -> Value {
+        self.group.request_resync(full);
+        let bytes: u64 = self.group.volumes().iter().map(|volume| volume.size_bytes).sum();
+        json!({"group": self.name(), "full": full, "total_bytes": bytes})
     }
 
     fn overdue(&self, sealed: &SealedCut) -> Failure {

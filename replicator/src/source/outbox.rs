@@ -57,6 +57,10 @@ impl Outbox for Shipping {
     }
 
     fn open(&self, sequence: Sequence) -> io::Result<File> {
+        self.0.group.check_segment(sequence).map_err(|error| {
+            warn!(group = %self.0.name(), error = %with_causes(&error), hint = error.hint(), "a segment is not sent");
+            io::Error::other(error)
+        })?;
         File::open(self.0.folder.join(Group::segment_name(sequence)))
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use journal::GroupStatus;
+use journal::{GroupStatus, ResyncStatus, Tracking};
 use journal_format::GroupName;
 use serde_json::{Value, json};
 
@@ -39,6 +39,13 @@ fn group(member: &Member) -> Value {
         "open_epoch": status.open_epoch,
         "head": status.head.map(|position| position.to_string()),
         "acknowledged": status.acknowledged.map(|position| position.to_string()),
+        "resync": status.resync.map(|resync| json!({
+            "percent": percent(&resync),
+            "left_bytes": resync.left_bytes,
+            "total_bytes": resync.total_bytes,
+            "left_seconds": resync.left_seconds,
+        })),
+        "marks": status.marks,
         "counters": status.counters,
         "volumes": volumes.collect::<Vec<_>>(),
     })
@@ -55,15 +62,16 @@ fn lag_seconds(member: &Member, status: &GroupStatus, confirmed: journal::Sealed
 
 /// The state in one word, and what it means.
 pub(super) fn state(status: &GroupStatus, link: &LinkReport, confirmed: bool) -> (&'static str, String) {
-    let counters = &status.counters;
     let reason = || link.reason.clone().unwrap_or_else(|| "no connection yet".to_owned());
     if !link.connected {
         return ("disconnected", format!("the recovery site is not connected: {}", reason()));
     }
-    if counters.dirty_bytes > 0 {
-        let done = counters.resync_total_bytes - counters.dirty_bytes;
-        let percent = done * 100 / counters.resync_total_bytes.max(1);
-        return ("syncing", format!("degraded: resync {percent} %; no new point until it is done"));
+    if let Some(resync) = &status.resync {
+        return ("syncing", resync_text(resync));
+    }
+    if status.marks.tracking != Tracking::Durable {
+        let detail = "the intent map cannot be written: after a crash everything would be compared; check the journal's disk";
+        return ("degraded", detail.to_owned());
     }
     match &link.reason {
         Some(reason) => ("refused", format!("the recovery site refuses: {reason}")),
@@ -72,4 +80,13 @@ pub(super) fn state(status: &GroupStatus, link: &LinkReport, confirmed: bool) ->
         }
         None => ("protected", "the recovery site confirms points".to_owned()),
     }
+}
+
+fn percent(resync: &ResyncStatus) -> u64 {
+    (resync.total_bytes - resync.left_bytes) * 100 / resync.total_bytes.max(1)
+}
+
+fn resync_text(resync: &ResyncStatus) -> String {
+    let left = resync.left_seconds.map_or_else(String::new, |seconds| format!(", about {seconds:.0} s left"));
+    format!("degraded: resync {} %{left}; older points stay, no new one until it is done", percent(resync))
 }
