@@ -49,7 +49,7 @@ pub struct MarkedPage {
 /// Takes marks to the pair's other host.
 pub trait MarkReplica: Send + Sync {
     /// Sends pages; what it returns waits until they are durable there, or until it was decided to go on alone.
-    fn send(&self, pages: &[MarkedPage]) -> Box<dyn FnOnce() + Send>;
+    fn send<'a>(&'a self, pages: &[MarkedPage]) -> Box<dyn FnOnce() + Send + 'a>;
 }
 
 /// What a crash would leave of tracking.
@@ -379,9 +379,15 @@ impl IntentMaps {
         }
         let (number, work) = take_work(&mut state);
         drop(state);
-        let replicated = self.replicate(&work);
+        let replica = self.replica.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let replicated = replica.as_ref().map(|replica| {
+            let pages: Vec<MarkedPage> = work.iter().flat_map(|work| work.pages.iter().cloned()).collect();
+            replica.send(&pages)
+        });
         let written = self.write(work);
-        replicated();
+        if let Some(replicated) = replicated {
+            replicated();
+        }
         let mut state = self.lock();
         match written {
             Ok(files) => {
@@ -398,18 +404,6 @@ impl IntentMaps {
         faults::step("intent.synced");
         self.changed.notify_all();
         true
-    }
-
-    fn replicate(&self, work: &[Work]) -> Box<dyn FnOnce() + Send> {
-        let replica = self.replica.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match replica {
-            Some(replica) => {
-                let pages: Vec<MarkedPage> =
-                    work.iter().flat_map(|work| work.pages.iter().cloned()).collect();
-                replica.send(&pages)
-            }
-            None => Box::new(|| {}),
-        }
     }
 
     fn write(&self, work: Vec<Work>) -> io::Result<Vec<(usize, Box<dyn UpdateFile>)>> {

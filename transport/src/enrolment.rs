@@ -72,18 +72,6 @@ pub enum EnrolmentError {
         /// The other one.
         other: Fingerprint,
     },
-    /// A group belongs to another peer already.
-    #[error(
-        "group '{group}' is sent by peer '{enrolled}' and cannot be sent by '{other}' as well; take it from '{enrolled}' first"
-    )]
-    SameGroup {
-        /// The group.
-        group: GroupName,
-        /// Peer that has it.
-        enrolled: PeerName,
-        /// Peer that was to get it.
-        other: PeerName,
-    },
     /// The peer is not in the list.
     #[error("no peer '{name}' is enrolled in {}", .path.display())]
     Unknown {
@@ -147,7 +135,7 @@ struct EnrolmentVersion {
     version: u32,
 }
 
-/// The sources that may connect. Names, fingerprints and groups occur once each.
+/// The sources that may connect. Names and fingerprints occur once each; a group may belong to both hosts of a pair.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Enrolment {
     peers: Vec<EnrolledPeer>,
@@ -197,7 +185,7 @@ impl Enrolment {
     /// already stays; repeating it changes nothing.
     ///
     /// # Errors
-    /// If the name, the fingerprint or a group belongs to another peer; or as `load`.
+    /// If the name or the fingerprint belongs to another peer; or as `load`.
     pub fn add(path: &Path, peer: EnrolledPeer) -> Result<Self, EnrolmentError> {
         change(path, |enrolment| enrolment.insert(peer))
     }
@@ -239,14 +227,6 @@ impl Enrolment {
             if peer.name != new.name && peer.fingerprint == new.fingerprint {
                 return Err(EnrolmentError::SameFingerprint {
                     fingerprint: new.fingerprint,
-                    enrolled: peer.name.clone(),
-                    other: new.name,
-                });
-            }
-            let shared = new.groups.iter().find(|group| peer.name != new.name && peer.groups.contains(group));
-            if let Some(group) = shared {
-                return Err(EnrolmentError::SameGroup {
-                    group: group.clone(),
                     enrolled: peer.name.clone(),
                     other: new.name,
                 });

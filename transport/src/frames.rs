@@ -47,9 +47,14 @@ pub(crate) async fn read_message<T: DeserializeOwned>(
 
 /// Reads a preamble and answers the version in it.
 pub(crate) async fn read_preamble(stream: &mut RecvStream) -> Result<u32, ReadFault> {
+    Ok(wire::parse_preamble(read_first(stream).await?)?)
+}
+
+/// Reads the bytes of a preamble.
+pub(crate) async fn read_first(stream: &mut RecvStream) -> Result<[u8; PREAMBLE_BYTES], ReadFault> {
     let mut bytes = [0; PREAMBLE_BYTES];
     match stream.read_exact(&mut bytes).await {
-        Ok(()) => Ok(wire::parse_preamble(bytes)?),
+        Ok(()) => Ok(bytes),
         Err(ReadExactError::FinishedEarly(_)) => Err(ReadFault::Truncated),
         Err(ReadExactError::ReadError(error)) => Err(error.into()),
     }

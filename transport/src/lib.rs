@@ -24,13 +24,13 @@ pub mod wire;
 
 pub use enrolment::{EnrolledPeer, Enrolment, EnrolmentError};
 pub use identity::{Fingerprint, Identity, IdentityError, PublicKey, Signature};
-pub use link::{LinkError, LinkOptions, SourceLink};
+pub use link::{CallError, Caller, LinkError, LinkOptions, PendingCall, SourceLink};
 pub use names::PeerName;
 pub use site::{PeerStatus, RefusedIdentity, SiteError, SiteOptions, SiteServer, SiteStatus};
 pub use traits::{Begin, Inbox, LinkState, Outbox, SegmentSink};
 pub use wire::{
-    Heartbeat, NewestCut, PROTOCOL_VERSION, Receipt, Refusal, RefusalKind, SEGMENT_BYTES_MAX,
-    SegmentDescriptor,
+    CallAnswer, CallRequest, Heartbeat, NewestCut, PROTOCOL_VERSION, Receipt, Refusal, RefusalKind,
+    RegionAnswer, SEGMENT_BYTES_MAX, SegmentDescriptor,
 };
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The source's side: keeps one connection to the site and ships all groups over it.
 
+mod call;
 mod error;
 mod group;
 mod segment;
@@ -19,12 +20,13 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub use call::{CallError, Caller, PendingCall};
 pub use error::LinkError;
 
 use crate::causes::causes;
 use crate::frames::read_message;
 use crate::identity::{Fingerprint, Identity, PublicKey};
-use crate::quic::{CONTROL_STREAMS_MAX, code, source_endpoint, transport_config};
+use crate::quic::{CONTROL_STREAMS_MAX, IDLE_TIMEOUT, KEEP_ALIVE, code, source_endpoint, transport_config};
 use crate::session::Backoff;
 use crate::tls::{self, Presented};
 use crate::traits::{LinkState, Outbox};
@@ -66,6 +68,10 @@ pub struct LinkOptions {
     pub receipt_timeout: Duration,
     /// Decides the jitter of pauses.
     pub seed: u64,
+    /// Silence after which the connection is lost.
+    pub idle_timeout: Duration,
+    /// Time between two signs of life.
+    pub keep_alive: Duration,
 }
 
 impl LinkOptions {
@@ -82,6 +88,8 @@ impl LinkOptions {
             refused_pause: Duration::from_secs(5),
             receipt_timeout: Duration::from_secs(60),
             seed,
+            idle_timeout: IDLE_TIMEOUT,
+            keep_alive: KEEP_ALIVE,
         }
     }
 }
@@ -89,6 +97,7 @@ impl LinkOptions {
 /// A running link. Dropping it stops shipping at once, without goodbye.
 #[derive(Debug)]
 pub struct SourceLink {
+    callers: HashMap<GroupName, Caller>,
     shutdown: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -116,9 +125,26 @@ impl SourceLink {
         tls::source_config(&identity, site)?;
         let shutdown = CancellationToken::new();
         let backoff = Backoff::new(options.backoff_min, options.backoff_max, options.seed);
-        let link = Link { options: Arc::new(options), identity, site, outboxes, shutdown: shutdown.clone() };
+        let caller = |outbox: &Arc<dyn Outbox>| {
+            let group = outbox.group().clone();
+            (group.clone(), Caller::new(group, runtime.clone()))
+        };
+        let callers: HashMap<GroupName, Caller> = outboxes.iter().map(caller).collect();
+        let link = Link {
+            options: Arc::new(options),
+            identity,
+            site,
+            outboxes,
+            callers: callers.clone(),
+            shutdown: shutdown.clone(),
+        };
         let task = runtime.spawn(link.run(backoff));
-        Ok(Self { shutdown, task })
+        Ok(Self { callers, shutdown, task })
+    }
+
+    /// The way to ask the site about a group; works whenever the group's session is open. None if the group is not shipped here.
+    pub fn caller(&self, group: &GroupName) -> Option<Caller> {
+        self.callers.get(group).cloned()
     }
 
     /// Says goodbye and stops, within about 3 seconds. What was not confirmed is sent after the next start.
@@ -143,6 +169,7 @@ struct Link {
     identity: Arc<Identity>,
     site: Fingerprint,
     outboxes: Vec<Arc<dyn Outbox>>,
+    callers: HashMap<GroupName, Caller>,
     shutdown: CancellationToken,
 }
 
@@ -213,7 +240,7 @@ impl Link {
         let endpoint = source_endpoint(bind).map_err(|source| LinkError::Bind { address: bind, source })?;
         let (crypto, presented) = tls::source_config(&self.identity, self.site)?;
         let mut config = ClientConfig::new(Arc::new(crypto));
-        config.transport_config(transport_config());
+        config.transport_config(transport_config(self.options.idle_timeout, self.options.keep_alive));
         let connecting = endpoint
             .connect_with(config, address, tls::SERVER_NAME)
             .map_err(|source| LinkError::Connect { address, source })?;
@@ -242,6 +269,7 @@ impl Link {
             let link = GroupLink {
                 options: self.options.clone(),
                 outbox: outbox.clone(),
+                caller: self.callers[outbox.group()].clone(),
                 connection: connection.clone(),
                 address,
                 receipts,

@@ -27,7 +27,7 @@ const PACKET_THRESHOLD: u32 = 1000;
 const ACK_ELICITING_THRESHOLD: u32 = 20;
 /// Outages of half a minute are common, and quinn's default of 30 s ends the connection in them.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Segment streams that a source may have open. Every one is read all the time, so none can hold up another's window.
 const SEGMENT_STREAMS_MAX: u32 = 256;
 /// Groups that a source may send over one connection.
@@ -35,6 +35,10 @@ pub(crate) const CONTROL_STREAMS_MAX: u32 = 64;
 
 /// Priority of control and receipts over segments, which have 0.
 pub(crate) const CONTROL_PRIORITY: i32 = 10;
+/// Priority of calls: behind control, before segments.
+pub(crate) const CALL_PRIORITY: i32 = 5;
+/// Calls that a source may have under way on one connection.
+const CALL_STREAMS_MAX: u32 = 64;
 
 /// Why a connection, or a stream, was ended by the application. The numbers are part of the protocol.
 pub(crate) mod code {
@@ -59,8 +63,8 @@ pub(crate) mod code {
     pub(crate) const STREAM_ABANDONED: VarInt = VarInt::from_u32(3);
 }
 
-/// Settings of a connection, the same on both sides.
-pub(crate) fn transport_config() -> Arc<TransportConfig> {
+/// Settings of a connection; the shorter idle timeout of both sides counts.
+pub(crate) fn transport_config(idle_timeout: Duration, keep_alive: Duration) -> Arc<TransportConfig> {
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(VarInt::from_u32(ACK_ELICITING_THRESHOLD));
     let mut config = TransportConfig::default();
@@ -69,13 +73,13 @@ pub(crate) fn transport_config() -> Arc<TransportConfig> {
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(u64::from(CONNECTION_WINDOW_BYTES))
         .max_concurrent_uni_streams(VarInt::from_u32(SEGMENT_STREAMS_MAX))
-        .max_concurrent_bidi_streams(VarInt::from_u32(CONTROL_STREAMS_MAX))
+        .max_concurrent_bidi_streams(VarInt::from_u32(CONTROL_STREAMS_MAX + CALL_STREAMS_MAX))
         .send_fairness(false)
         .packet_threshold(PACKET_THRESHOLD)
         .ack_frequency_config(Some(acks))
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
-        .max_idle_timeout(Some(IDLE_TIMEOUT.try_into().expect("two minutes fit into a timeout")))
-        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(Some(idle_timeout.try_into().expect("a timeout of minutes fits")))
+        .keep_alive_interval(Some(keep_alive))
         .datagram_receive_buffer_size(None)
         .congestion_controller_factory(congestion_control());
     Arc::new(config)

@@ -28,7 +28,7 @@ use crate::clock::Clock;
 use crate::enrolment::{EnrolledPeer, Enrolment, EnrolmentError};
 use crate::identity::{Fingerprint, Identity};
 use crate::names::PeerName;
-use crate::quic::{code, site_endpoint, transport_config};
+use crate::quic::{IDLE_TIMEOUT, KEEP_ALIVE, code, site_endpoint, transport_config};
 use crate::tls;
 use crate::traits::Inbox;
 use crate::wire::SEGMENT_BYTES_MAX;
@@ -238,7 +238,7 @@ type Handshake = (ServerConfig, Arc<tls::Presented>);
 fn server_config(identity: &Identity, enrolment: Enrolment) -> Result<Handshake, rustls::Error> {
     let (crypto, presented) = tls::site_config(identity, enrolment)?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(transport_config()).max_incoming(HANDSHAKES_MAX);
+    config.transport_config(transport_config(IDLE_TIMEOUT, KEEP_ALIVE)).max_incoming(HANDSHAKES_MAX);
     Ok((config, presented))
 }
 

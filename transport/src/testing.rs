@@ -15,9 +15,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    Begin, EnrolledPeer, Enrolment, Heartbeat, Identity, Inbox, LinkOptions, LinkState, NewestCut, Outbox,
-    PeerName, Receipt, Refusal, RefusalKind, SegmentDescriptor, SegmentSink, SiteError, SiteOptions,
-    SiteServer, SourceLink,
+    Begin, CallAnswer, CallRequest, EnrolledPeer, Enrolment, Heartbeat, Identity, Inbox, LinkOptions,
+    LinkState, NewestCut, Outbox, PeerName, Receipt, Refusal, RefusalKind, SegmentDescriptor, SegmentSink,
+    SiteError, SiteOptions, SiteServer, SourceLink,
 };
 
 /// Longer than anything that is waited for takes, so that a fault fails a test instead of hanging it.
@@ -139,6 +139,10 @@ impl Outbox for MemoryOutbox {
         &self.group
     }
 
+    fn generation(&self) -> Generation {
+        Generation(1)
+    }
+
     fn head(&self) -> Option<Position> {
         self.state.read(|state| state.segments.last().map(|(segment, _)| segment.position))
     }
@@ -232,6 +236,21 @@ impl MemoryInbox {
 }
 
 impl Inbox for MemoryInbox {
+    fn claim(&self, _peer: &PeerName, _group: &GroupName, _generation: Generation) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn call(&self, group: &GroupName, request: CallRequest) -> Result<CallAnswer, Refusal> {
+        match request {
+            // Echoes, so that a test sees that question and answer belong together.
+            CallRequest::Pair(bytes) => Ok(CallAnswer::Pair(bytes)),
+            CallRequest::Compare { .. } => Ok(CallAnswer::Compared {
+                head: self.0.change(|state| state.head(group)),
+                regions: Vec::new(),
+            }),
+        }
+    }
+
     fn open_group(&self, _peer: &PeerName, group: &GroupName) -> Result<Option<Position>, Refusal> {
         self.0.change(|state| {
             state.opened.push(group.clone());

@@ -5,12 +5,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use journal_format::{GroupName, Position, Sequence, Timestamp};
+use journal_format::{Generation, GroupName, Position, Sequence, Timestamp};
 use tokio::sync::Notify;
 
 use crate::link::LinkError;
 use crate::names::PeerName;
-use crate::wire::{Heartbeat, Receipt, Refusal, SegmentDescriptor};
+use crate::wire::{CallAnswer, CallRequest, Heartbeat, Receipt, Refusal, RefusalKind, SegmentDescriptor};
 
 /// What is to be shipped for one group; implemented over the journal by the source's daemon.
 ///
@@ -19,6 +19,9 @@ use crate::wire::{Heartbeat, Receipt, Refusal, SegmentDescriptor};
 pub trait Outbox: Send + Sync + 'static {
     /// The group that is shipped.
     fn group(&self) -> &GroupName;
+
+    /// The generation that this side writes.
+    fn generation(&self) -> Generation;
 
     /// Position of the newest sealed segment; none before the first.
     fn head(&self) -> Option<Position>;
@@ -88,6 +91,14 @@ pub enum LinkState {
 /// called after every sink of the session has been committed or dropped. Within a session `begin` and the sinks are
 /// used by several threads at once.
 pub trait Inbox: Send + Sync + 'static {
+    /// An enrolled peer, entitled to the group, writes this generation of it. What is answered here decides, for good, who may write:
+    /// whoever wrote an older generation is refused from now on, also with what it is sending just now. Called before `open_group`,
+    /// while another session may have the group; that session's connection is closed if it is another peer's.
+    ///
+    /// # Errors
+    /// [`RefusalKind::Fenced`] if a newer generation exists, or this one has another writer.
+    fn claim(&self, peer: &PeerName, group: &GroupName, generation: Generation) -> Result<(), Refusal>;
+
     /// An enrolled peer, entitled to the group, wants to send. Answers the position up to which everything is durable and
     /// verified without gaps.
     ///
@@ -100,6 +111,15 @@ pub trait Inbox: Send + Sync + 'static {
     /// # Errors
     /// The refusal is sent to the peer, which begins its session anew.
     fn begin(&self, group: &GroupName, segment: &SegmentDescriptor) -> Result<Begin, Refusal>;
+
+    /// A question about an open group.
+    ///
+    /// # Errors
+    /// The refusal is the answer.
+    fn call(&self, group: &GroupName, request: CallRequest) -> Result<CallAnswer, Refusal> {
+        let _ = (group, request);
+        Err(Refusal::new(RefusalKind::Invalid, "nobody answers calls here", ""))
+    }
 
     /// What the source said about itself. `received_at` is the site's time.
     fn heartbeat(&self, group: &GroupName, heartbeat: &Heartbeat, received_at: Timestamp);

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use journal_format::{Epoch, ErrorKind, GroupName, Hash, Position, Sequence, Timestamp};
+use journal_format::{
+    Epoch, ErrorKind, Generation, GroupName, Hash, Position, Sequence, Timestamp, VolumeName,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -56,6 +58,8 @@ pub struct Hello {
     pub software: String,
     /// Group that the source wants to send.
     pub group: GroupName,
+    /// Generation that the source writes.
+    pub generation: Generation,
     /// Position of the newest sealed segment.
     pub head: Option<Position>,
     /// Sequence of the oldest segment that can be sent.
@@ -118,6 +122,71 @@ pub enum SiteMessage {
     },
     /// The site is shutting down, or has understood a goodbye.
     Goodbye,
+}
+
+/// First bytes of a call's stream, before the version.
+pub const CALL_MAGIC: [u8; 4] = *b"TSQC";
+
+/// Most regions that are compared in one call.
+pub const COMPARED_REGIONS_MAX: usize = 64;
+
+/// Most bytes that one host of a pair tells the other in one call.
+pub const PAIR_BYTES_MAX: usize = 60 << 10;
+
+/// A hash as 32 bytes; elsewhere on the wire hashes are texts.
+pub type RawHash = [u8; 32];
+
+/// A question of a source about an open group; the one message of its stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// The group.
+    pub group: GroupName,
+    /// What is asked.
+    pub request: CallRequest,
+}
+
+/// What a source may ask. The order of the variants is part of the protocol.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CallRequest {
+    /// Whether the site has the same bytes.
+    Compare {
+        /// The volume.
+        volume: VolumeName,
+        /// Where the regions begin, in bytes; a multiple of 65536.
+        offset: u64,
+        /// BLAKE3 of consecutive regions of 65536 bytes; the last of a volume may be shorter. At most [`COMPARED_REGIONS_MAX`].
+        regions: Vec<RawHash>,
+        /// Size of the volume in bytes.
+        size_bytes: u64,
+    },
+    /// What the hosts of a pair tell each other; at most [`PAIR_BYTES_MAX`] bytes.
+    Pair(Vec<u8>),
+}
+
+/// The answer to a call; the one message that comes back. The order of the variants is part of the protocol.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CallAnswer {
+    /// The call is refused.
+    Refused(Refusal),
+    /// What the site has.
+    Compared {
+        /// The position whose state was compared; none if the site has nothing of the group.
+        head: Option<Position>,
+        /// One for each region that was asked for.
+        regions: Vec<RegionAnswer>,
+    },
+    /// What the other host of the pair answers.
+    Pair(Vec<u8>),
+}
+
+/// What a site has of a region. The order of the variants is part of the protocol.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RegionAnswer {
+    /// The same bytes.
+    Equal,
+    /// Blocks of 4096 bytes with these BLAKE3 hashes; the last of a volume may be shorter. All zeroes stand for a block that the site cannot
+    /// read.
+    Blocks(Vec<RawHash>),
 }
 
 /// Why a site does not take something. The order of the variants is part of the protocol.
@@ -271,6 +340,13 @@ pub fn preamble() -> [u8; PREAMBLE_BYTES] {
     let mut bytes = [0; PREAMBLE_BYTES];
     bytes[..4].copy_from_slice(&MAGIC);
     bytes[4..].copy_from_slice(&PROTOCOL_VERSION.to_le_bytes());
+    bytes
+}
+
+/// The preamble of a call's stream in the version of this build.
+pub fn call_preamble() -> [u8; PREAMBLE_BYTES] {
+    let mut bytes = preamble();
+    bytes[..4].copy_from_slice(&CALL_MAGIC);
     bytes
 }
 

@@ -163,7 +163,7 @@ fn a_mark_that_is_taken_away_while_it_is_written_is_asked_for_again() {
 fn the_replica_is_sent_what_is_marked_before_the_write_goes_on() {
     struct Replica(Mutex<Vec<MarkedPage>>);
     impl MarkReplica for Replica {
-        fn send(&self, pages: &[MarkedPage]) -> Box<dyn FnOnce() + Send> {
+        fn send<'a>(&'a self, pages: &[MarkedPage]) -> Box<dyn FnOnce() + Send + 'a> {
             self.0.lock().unwrap().extend_from_slice(pages);
             Box::new(|| {})
         }

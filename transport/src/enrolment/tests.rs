@@ -85,8 +85,6 @@ fn name_fingerprint_and_group_belong_to_one_peer() {
     assert!(matches!(error, EnrolmentError::SameName { .. }), "{error:?}");
     let error = check_refused(entry("quad", '1', &["web"]), &["'pair'", "'quad'", &ones]);
     assert!(matches!(error, EnrolmentError::SameFingerprint { .. }), "{error:?}");
-    let error = check_refused(entry("quad", '2', &["web", "mail"]), &["'pair'", "'quad'", "'mail'"]);
-    assert!(matches!(error, EnrolmentError::SameGroup { .. }), "{error:?}");
 }
 
 #[test]
@@ -126,8 +124,14 @@ fn edited_list_that_breaks_a_rule_is_refused() {
     assert!(matches!(error, EnrolmentError::SameName { .. }), "{error:?}");
     let error = both(pair(), peer_text("quad", '1', "web"));
     assert!(matches!(error, EnrolmentError::SameFingerprint { .. }), "{error:?}");
-    let error = both(pair(), peer_text("quad", '2', "mail"));
-    assert!(matches!(error, EnrolmentError::SameGroup { .. }), "{error:?}");
+}
+
+#[test]
+fn both_hosts_of_a_pair_may_have_the_same_group() {
+    let (_root, path) = list();
+    Enrolment::add(&path, entry("host-a", '1', &["mail"])).unwrap();
+    let list = Enrolment::add(&path, entry("host-b", '2', &["mail"])).unwrap();
+    assert_eq!(list.peers().len(), 2);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{LinkOptions, segment};
+use super::{Caller, LinkOptions, segment};
 use crate::causes::causes;
 use crate::frames::{ReadFault, read_message, read_preamble, write_message};
 use crate::quic::CONTROL_PRIORITY;
@@ -54,6 +54,7 @@ async fn resume<T>(error: JoinError) -> T {
 pub(super) struct GroupLink {
     pub(super) options: Arc<LinkOptions>,
     pub(super) outbox: Arc<dyn Outbox>,
+    pub(super) caller: Caller,
     pub(super) connection: Connection,
     pub(super) address: SocketAddr,
     /// The newest receipt; older ones say nothing more.
@@ -89,6 +90,7 @@ impl GroupLink {
         loop {
             let begun = Instant::now();
             let end = self.session().await;
+            self.caller.set_connection(None);
             if self.connection.close_reason().is_some() {
                 return GroupEnd::Connection;
             }
@@ -119,6 +121,7 @@ impl GroupLink {
         let hello = blocking(&self.outbox, |outbox| Hello {
             software,
             group: outbox.group().clone(),
+            generation: outbox.generation(),
             head: outbox.head(),
             oldest: outbox.oldest(),
         })
@@ -153,7 +156,7 @@ impl GroupLink {
             writing_max: self.options.segments_in_flight_max,
             unconfirmed_max: UNCONFIRMED_MAX,
             receipt_timeout: self.options.receipt_timeout,
-            silence_timeout: crate::quic::IDLE_TIMEOUT,
+            silence_timeout: self.options.idle_timeout.max(self.options.heartbeat_interval * 4),
             segment_bytes_max: SEGMENT_BYTES_MAX,
         }
     }
@@ -260,6 +263,7 @@ impl Session<'_> {
             }
             SourceAction::Opened(site_head) => {
                 self.link.welcomed.store(true, Ordering::Relaxed);
+                self.link.caller.set_connection(Some(self.link.connection.clone()));
                 let state = LinkState::Connected { address: self.link.address, site_head };
                 blocking(&outbox, move |outbox| outbox.link(state)).await;
             }

@@ -1,11 +1,12 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use journal_format::Sequence;
 use tokio::runtime::Runtime;
 
 use crate::testing::{Lab, MemoryOutbox, group, until};
 use crate::wire::{Receipt, Refusal, RefusalKind, SiteMessage, preamble};
-use crate::{Enrolment, LinkError, LinkState, SourceLink};
+use crate::{CallAnswer, CallError, CallRequest, Enrolment, LinkError, LinkState, SourceLink};
 
 /// How often the site began to receive each segment of `a`, which is once unless something was sent twice.
 fn begun(lab: &Lab, name: &str) -> Vec<u64> {
@@ -368,4 +369,36 @@ async fn one_group_cannot_be_shipped_twice() {
     )
     .unwrap_err();
     assert!(matches!(error, LinkError::Groups { .. }), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_are_answered_while_the_group_is_open_and_only_then() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let outbox = MemoryOutbox::new("a");
+    outbox.seal([1000]);
+    let link = lab.ship(&[&outbox]);
+    assert!(link.caller(&group("z")).is_none());
+    let caller = link.caller(&group("a")).unwrap();
+    outbox.until_confirmed(1).await;
+    let asking = caller.clone();
+    tokio::task::spawn_blocking(move || {
+        let many: Vec<_> = (0..200u8).map(|byte| asking.start(CallRequest::Pair(vec![byte; 1000]))).collect();
+        for (byte, call) in many.into_iter().enumerate() {
+            let answer = call.wait(Duration::from_secs(20)).unwrap();
+            assert_eq!(answer, CallAnswer::Pair(vec![byte as u8; 1000]));
+        }
+    })
+    .await
+    .unwrap();
+    server.shutdown().await;
+    outbox
+        .state
+        .until("the link is gone", |state| matches!(state.links.last(), Some(LinkState::Disconnected(_))))
+        .await;
+    let refused = tokio::task::spawn_blocking(move || {
+        caller.call(CallRequest::Pair(Vec::new()), Duration::from_secs(5))
+    });
+    assert!(matches!(refused.await.unwrap(), Err(CallError::NotConnected)));
+    link.shutdown().await;
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use journal_format::{GroupName, Position, Sequence, Timestamp};
+use journal_format::{Generation, GroupName, Position, Sequence, Timestamp};
 
 use crate::wire::{
     Heartbeat, PROTOCOL_VERSION, Refusal, RefusalKind, SegmentDescriptor, SiteMessage, SourceMessage,
@@ -12,7 +12,7 @@ use crate::wire::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SiteAction {
     /// Check that the peer may send this group, and open it; answer with `handle_opened`.
-    Open(GroupName),
+    Open(GroupName, Generation),
     /// Write a message to the control stream.
     Send(SiteMessage),
     /// Sign and send a receipt for the contiguous head.
@@ -71,7 +71,7 @@ impl SiteSession {
             (State::Ended, _) => {}
             (State::Greeting, SourceMessage::Hello(hello)) => {
                 self.state = State::Opening;
-                self.actions.push_back(SiteAction::Open(hello.group));
+                self.actions.push_back(SiteAction::Open(hello.group, hello.generation));
             }
             (State::Open, SourceMessage::Heartbeat(heartbeat)) => {
                 let pong = SiteMessage::Pong { heartbeat: heartbeat.now, now };

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use journal_format::{Hash, Position, Sequence, Timestamp};
+use journal_format::{Generation, Hash, Position, Sequence, Timestamp};
 
 use super::*;
 use crate::identity::Signature;
@@ -113,7 +113,13 @@ fn new_source(chain: &[SegmentDescriptor], now: Instant) -> SourceSession {
         segment_bytes_max: 1000,
     };
     let head = chain.last().map(|segment| segment.position);
-    let hello = Hello { software: String::new(), group: group("a"), head, oldest: Sequence(1) };
+    let hello = Hello {
+        software: String::new(),
+        group: group("a"),
+        generation: Generation(1),
+        head,
+        oldest: Sequence(1),
+    };
     SourceSession::new(options, hello, now)
 }
 
@@ -360,7 +366,7 @@ impl Simulation {
 
     fn perform_site(&mut self, action: SiteAction) {
         match action {
-            SiteAction::Open(_) => {
+            SiteAction::Open(..) => {
                 let busy = self.faults && self.random.one_in(20);
                 let refusal = Refusal::new(RefusalKind::Busy, "busy", "");
                 self.site.handle_opened(if busy { Err(refusal) } else { Ok(self.head()) });

@@ -4,20 +4,23 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use journal_format::GroupName;
-use quinn::{Connection, RecvStream};
+use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::group::GroupSession;
 use super::receipts::ReceiptQueue;
 use super::{GREETING_TIMEOUT, Site};
 use crate::enrolment::EnrolledPeer;
-use crate::frames::{ReadFault, read_message};
-use crate::quic::code;
-use crate::wire::{SegmentDescriptor, SegmentHeader};
+use crate::frames::{ReadFault, read_first, read_message, write_message};
+use crate::quic::{CALL_PRIORITY, code};
+use crate::wire::{
+    Call, CallAnswer, Refusal, RefusalKind, SegmentDescriptor, SegmentHeader, call_preamble, parse_preamble,
+};
 
 /// A segment whose header was read.
 pub(super) struct Offer {
@@ -87,7 +90,7 @@ async fn accept(peer: &Arc<Peer>, tasks: &TaskTracker) {
             tokio::select! {
                 control = peer.connection.accept_bi() => {
                     let Ok((send, recv)) = control else { return };
-                    tasks.spawn(GroupSession::new(peer.clone(), send).run(recv));
+                    tasks.spawn(begin(peer.clone(), send, recv));
                 }
                 segment = peer.connection.accept_uni() => {
                     let Ok(stream) = segment else { return };
@@ -105,6 +108,54 @@ async fn accept(peer: &Arc<Peer>, tasks: &TaskTracker) {
         }
     };
     tokio::join!(streams, receipts);
+}
+
+/// Reads what a stream of the source is for: the control of a group, or a call.
+async fn begin(peer: Arc<Peer>, send: SendStream, mut recv: RecvStream) {
+    let read = tokio::select! {
+        read = timeout(GREETING_TIMEOUT, read_first(&mut recv)) => read.unwrap_or(Err(ReadFault::Truncated)),
+        () = peer.ended.cancelled() => return,
+    };
+    if let Ok(first) = &read
+        && *first == call_preamble()
+    {
+        return answer(&peer, send, recv).await;
+    }
+    let version = read.and_then(|first| Ok(parse_preamble(first)?));
+    GroupSession::new(peer, send).run(version, recv).await;
+}
+
+/// Answers a call.
+async fn answer(peer: &Arc<Peer>, mut send: SendStream, mut recv: RecvStream) {
+    let read = tokio::select! {
+        read = timeout(GREETING_TIMEOUT, read_message::<Call>(&mut recv, "call")) => read,
+        () = peer.ended.cancelled() => return,
+    };
+    let Call { group, request } = match read {
+        Ok(Ok(Some(call))) => call,
+        Ok(Ok(None) | Err(ReadFault::Truncated)) => return peer.violation("a call ends within its message"),
+        Ok(Err(ReadFault::Wire(error))) => return peer.violation(&error.to_string()),
+        Ok(Err(ReadFault::Stream(_))) => return,
+        Err(_) => return peer.violation("a call took too long"),
+    };
+    let is_open = peer.groups.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&group);
+    let answer = if is_open {
+        let inbox = peer.site.inbox.clone();
+        match spawn_blocking(move || inbox.call(&group, request)).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                error!(%error, "the store failed to answer a call");
+                Err(Refusal::new(RefusalKind::Retry, "the site failed to answer", "see the site's log"))
+            }
+        }
+    } else {
+        let hint = "it is tried again when the group is open";
+        Err(Refusal::new(RefusalKind::Retry, format!("group '{group}' is not open"), hint))
+    };
+    send.set_priority(CALL_PRIORITY).ok();
+    // If the source is gone, nobody needs the answer.
+    let _ = write_message(&mut send, &answer.unwrap_or_else(CallAnswer::Refused)).await;
+    send.finish().ok();
 }
 
 /// Reads a segment's header and hands the stream to the session of its group.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use journal_format::{GroupName, Position, Sequence};
+use journal_format::{Generation, GroupName, Position, Sequence};
 use quinn::{RecvStream, SendStream};
 use tokio::sync::{OwnedMutexGuard, mpsc};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
@@ -11,10 +11,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::GREETING_TIMEOUT;
 use super::connection::{Offer, Peer};
 use super::segment::{Outcome, receive};
-use crate::frames::{ReadFault, read_message, read_preamble, write_message};
+use crate::frames::{ReadFault, read_message, write_message};
 use crate::quic::CONTROL_PRIORITY;
 use crate::session::{SiteAction, SiteSession};
 use crate::wire::{Refusal, RefusalKind, SiteMessage, SourceMessage, preamble, shortened};
@@ -55,13 +54,13 @@ impl GroupSession {
         Self { peer, machine, send, open: None, offers, offer_sender, segments: JoinSet::new(), ended }
     }
 
-    pub(super) async fn run(mut self, mut recv: RecvStream) {
+    pub(super) async fn run(mut self, version: Result<u32, ReadFault>, mut recv: RecvStream) {
         // Only fails if the stream is gone, which the first write tells as well.
         self.send.set_priority(CONTROL_PRIORITY).ok();
         let (events, mut control) = mpsc::channel(16);
         let mut reader = JoinSet::new();
         reader.spawn(async move {
-            match read_control(&mut recv, &events).await {
+            match read_control(version, &mut recv, &events).await {
                 Ok(()) | Err(ReadFault::Stream(_)) => {}
                 Err(fault) => {
                     // The session may have ended; then nobody needs to know.
@@ -128,8 +127,8 @@ impl GroupSession {
 
     async fn perform(&mut self, action: SiteAction) {
         match action {
-            SiteAction::Open(group) => {
-                let opened = self.open(group).await;
+            SiteAction::Open(group, generation) => {
+                let opened = self.open(group, generation).await;
                 self.machine.handle_opened(opened);
             }
             SiteAction::Send(message) => self.write(message).await,
@@ -170,7 +169,7 @@ impl GroupSession {
     }
 
     /// Checks the list as it is now, waits for an older session of the group to end, and opens the group.
-    async fn open(&mut self, group: GroupName) -> Result<Option<Position>, Refusal> {
+    async fn open(&mut self, group: GroupName, generation: Generation) -> Result<Option<Position>, Refusal> {
         let peer = self.peer.clone();
         let (site, name) = (&peer.site, &peer.enrolled.name);
         let fingerprint = peer.enrolled.fingerprint;
@@ -193,12 +192,15 @@ impl GroupSession {
                 "it is tried again",
             )
         };
+        let (inbox, for_peer, for_group) = (site.inbox.clone(), name.clone(), group.clone());
+        let claimed = spawn_blocking(move || inbox.claim(&for_peer, &for_group, generation)).await;
+        report_panic(claimed).unwrap_or_else(|| Err(failed()))?;
+        // Whoever had it before has nothing more to say.
+        site.registry.replace_others(name, &group);
         let lock = timeout(site.options.takeover_timeout, site.registry.group(&group)).await.map_err(busy)?;
         let (inbox, for_peer, for_group) = (site.inbox.clone(), name.clone(), group.clone());
         let opened = spawn_blocking(move || inbox.open_group(&for_peer, &for_group)).await;
-        let head = report_panic(opened).unwrap_or_else(|| {
-            Err(Refusal::new(RefusalKind::Retry, "the site failed to open the group", "see the site's log"))
-        })?;
+        let head = report_panic(opened).unwrap_or_else(|| Err(failed()))?;
         self.lock_groups().insert(group.clone(), self.offer_sender.clone());
         site.registry.opened(&peer.connection, name, &group);
         info!(peer = %name, %group, head = head.map(tracing::field::display), "the group is open");
@@ -257,14 +259,20 @@ impl GroupSession {
     }
 }
 
+fn failed() -> Refusal {
+    Refusal::new(RefusalKind::Retry, "the site failed to open the group", "see the site's log")
+}
+
 fn report_panic<T>(result: Result<T, JoinError>) -> Option<T> {
     result.inspect_err(|error| tracing::error!(%error, "the store failed")).ok()
 }
 
-async fn read_control(recv: &mut RecvStream, events: &mpsc::Sender<ControlEvent>) -> Result<(), ReadFault> {
-    let version =
-        timeout(GREETING_TIMEOUT, read_preamble(recv)).await.map_err(|_| ReadFault::Truncated)??;
-    if events.send(ControlEvent::Version(version)).await.is_err() {
+async fn read_control(
+    version: Result<u32, ReadFault>,
+    recv: &mut RecvStream,
+    events: &mpsc::Sender<ControlEvent>,
+) -> Result<(), ReadFault> {
+    if events.send(ControlEvent::Version(version?)).await.is_err() {
         return Ok(());
     }
     while let Some(message) = read_message(recv, "message of a source").await? {

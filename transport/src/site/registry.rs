@@ -72,6 +72,19 @@ impl Registry {
         lock.lock_owned().await
     }
 
+    /// Closes the connections of other peers that have a session of the group.
+    pub(super) fn replace_others(&self, peer: &PeerName, group: &GroupName) {
+        for (name, entry) in &self.lock().peers {
+            if name != peer
+                && entry.status.groups.contains(group)
+                && entry.connection.close_reason().is_none()
+            {
+                warn!(older = %name, newer = %peer, %group, "another host writes the group now; the older one's connection is closed");
+                entry.connection.close(code::REPLACED, b"another host writes the group now");
+            }
+        }
+    }
+
     /// A session was opened on a connection.
     pub(super) fn opened(&self, connection: &Connection, peer: &PeerName, group: &GroupName) {
         self.change_groups(connection, peer, |groups| groups.push(group.clone()));

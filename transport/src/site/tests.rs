@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use journal_format::{Hash, Sequence};
+use journal_format::{Generation, Hash, Sequence};
 use quinn::{ClientConfig, ConnectionError, RecvStream, SendStream, VarInt};
 
 use super::*;
@@ -36,7 +36,7 @@ impl RawSource {
         let endpoint = source_endpoint("127.0.0.1:0".parse().unwrap()).unwrap();
         let (crypto, _) = tls::source_config(identity, lab.site.fingerprint()).unwrap();
         let mut config = ClientConfig::new(Arc::new(crypto));
-        config.transport_config(transport_config());
+        config.transport_config(transport_config(IDLE_TIMEOUT, KEEP_ALIVE));
         let connecting = endpoint.connect_with(config, lab.address(), tls::SERVER_NAME).unwrap();
         Self { connection: soon(connecting).await.unwrap(), _endpoint: endpoint }
     }
@@ -110,7 +110,13 @@ impl Control {
 
 fn hello(name: &str) -> SourceMessage {
     let group = group(name);
-    SourceMessage::Hello(Hello { software: String::new(), group, head: None, oldest: Sequence(1) })
+    SourceMessage::Hello(Hello {
+        software: String::new(),
+        group,
+        generation: Generation(1),
+        head: None,
+        oldest: Sequence(1),
+    })
 }
 
 fn heartbeat() -> SourceMessage {

@@ -27,7 +27,13 @@ fn time() -> impl Strategy<Value = Timestamp> {
 fn hello() -> impl Strategy<Value = SourceMessage> {
     (any::<String>(), name(), proptest::option::of(position()), any::<u64>()).prop_map(
         |(software, group, head, oldest)| {
-            SourceMessage::Hello(Hello { software, group, head, oldest: Sequence(oldest) })
+            SourceMessage::Hello(Hello {
+                software,
+                group,
+                generation: Generation(1),
+                head,
+                oldest: Sequence(oldest),
+            })
         },
     )
 }
@@ -171,10 +177,16 @@ fn some_position_bytes() -> Vec<u8> {
 
 #[test]
 fn v1_source_messages_have_these_bytes() {
-    let hello = Hello { software: "s".into(), group: group("a"), head: None, oldest: Sequence(1) };
-    check_bytes(&SourceMessage::Hello(hello.clone()), &[0, 1, b's', 1, b'a', 0, 1]);
+    let hello = Hello {
+        software: "s".into(),
+        group: group("a"),
+        generation: Generation(1),
+        head: None,
+        oldest: Sequence(1),
+    };
+    check_bytes(&SourceMessage::Hello(hello.clone()), &[0, 1, b's', 1, b'a', 1, 0, 1]);
     let head = Some(some_position());
-    let bytes = [&[0, 1, b's', 1, b'a', 1], &some_position_bytes()[..], &[1]].concat();
+    let bytes = [&[0, 1, b's', 1, b'a', 1, 1], &some_position_bytes()[..], &[1]].concat();
     check_bytes(&SourceMessage::Hello(Hello { head, ..hello }), &bytes);
     let heartbeat = Heartbeat {
         now: Timestamp(-1),
@@ -338,4 +350,31 @@ fn altered_receipt_is_not_signed() {
     ] {
         assert!(!altered.is_signed_by(&site.public_key()), "{altered:?}");
     }
+}
+
+#[test]
+fn v1_calls_have_these_bytes() {
+    let request = CallRequest::Compare {
+        volume: "d".parse().unwrap(),
+        offset: 65536,
+        regions: vec![[7; 32]],
+        size_bytes: 512,
+    };
+    let call = Call { group: group("a"), request };
+    let bytes = [&[1, b'a', 0, 1, b'd', 0x80, 0x80, 4, 1][..], &[7; 32], &[0x80, 4]].concat();
+    check_bytes(&call, &bytes);
+    check_bytes(&CallAnswer::Pair(vec![9]), &[2, 1, 9]);
+    let compared =
+        CallAnswer::Compared { head: None, regions: vec![RegionAnswer::Equal, RegionAnswer::Blocks(vec![])] };
+    check_bytes(&compared, &[1, 0, 2, 0, 1, 0]);
+}
+
+#[test]
+fn the_largest_answer_fits_into_a_message() {
+    let blocks = RegionAnswer::Blocks(vec![[1; 32]; 16]);
+    let head = Some(some_position());
+    let answer = CallAnswer::Compared { head, regions: vec![blocks; COMPARED_REGIONS_MAX] };
+    assert!(encode(&answer).len() < MESSAGE_BYTES_MAX);
+    let call = Call { group: group("a"), request: CallRequest::Pair(vec![0; PAIR_BYTES_MAX]) };
+    assert!(encode(&call).len() < MESSAGE_BYTES_MAX);
 }

@@ -138,6 +138,18 @@ impl Listener {
         Ok(Listener { socket: Socket::Tcp(listener) })
     }
 
+    /// A second handle of the socket. The path of a unix socket stays with the first.
+    ///
+    /// # Errors
+    /// If the system gives no more descriptors.
+    pub fn try_clone(&self) -> io::Result<Listener> {
+        let socket = match &self.socket {
+            Socket::Unix(listener, _) => Socket::Unix(listener.try_clone()?, None),
+            Socket::Tcp(listener) => Socket::Tcp(listener.try_clone()?),
+        };
+        Ok(Listener { socket })
+    }
+
     /// The TCP address, with the port that the system chose for port 0; `None` for a unix socket.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
         match &self.socket {

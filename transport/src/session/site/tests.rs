@@ -17,6 +17,7 @@ fn hello() -> SourceMessage {
     SourceMessage::Hello(Hello {
         software: String::new(),
         group: group("a"),
+        generation: Generation(1),
         head: None,
         oldest: Sequence(1),
     })
@@ -68,7 +69,7 @@ fn welcome_tells_the_head_and_its_receipt_follows() {
     let mut session = new();
     session.handle_version(PROTOCOL_VERSION);
     session.handle_message(hello(), NOW);
-    assert_eq!(actions(&mut session), [SiteAction::Open(group("a"))]);
+    assert_eq!(actions(&mut session), [SiteAction::Open(group("a"), Generation(1))]);
     session.handle_opened(Ok(Some(at(1, 7))));
     let welcome = SiteMessage::Welcome { software: "thirdsite 9".into(), head: Some(at(1, 7)) };
     assert_eq!(actions(&mut session), [SiteAction::Send(welcome), SiteAction::Receipt(at(1, 7))]);

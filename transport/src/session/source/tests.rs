@@ -22,7 +22,13 @@ struct Rig {
 }
 
 fn hello() -> Hello {
-    Hello { software: "thirdsite 9".into(), group: group("a"), head: Some(at(9)), oldest: Sequence(4) }
+    Hello {
+        software: "thirdsite 9".into(),
+        group: group("a"),
+        generation: Generation(1),
+        head: Some(at(9)),
+        oldest: Sequence(4),
+    }
 }
 
 fn at(sequence: u64) -> Position {
