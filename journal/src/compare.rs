@@ -22,7 +22,13 @@ pub struct Compared {
 
 /// Compares regions with what the recovery site has.
 pub trait Comparer: Send + Sync {
-    /// Compares consecutive regions of 65536 bytes from `offset` on, the last of a volume may be shorter, given by the hashes of their
+    /// Compares consecutive regions of 65536 bytes of a volume of `size_bytes` from `offset` on, the last of a volume may be shorter, given by the hashes of their
     /// bytes. May take as long as the way to the site; `None` if it cannot be asked now.
-    fn compare(&self, volume: &VolumeName, offset: u64, regions: &[Hash]) -> Option<Compared>;
+    fn compare(
+        &self,
+        volume: &VolumeName,
+        size_bytes: u64,
+        offset: u64,
+        regions: &[Hash],
+    ) -> Option<Compared>;
 }

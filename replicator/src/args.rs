@@ -35,6 +35,9 @@ pub(crate) enum Command {
     Cut(CutArgs),
     /// Compare everything of a group with the recovery site and send what differs; the VM goes on meanwhile
     Resync(ResyncArgs),
+    /// The pair's two hosts
+    #[command(subcommand)]
+    Pair(PairCommand),
     /// What the daemons know of their groups: state, lag, backlog, actual RPO, last point
     Status(StatusArgs),
     /// Recovery points of a store
@@ -48,6 +51,22 @@ pub(crate) enum Command {
     Boot(BootArgs),
     /// Read and re-hash everything in a store
     Verify(VerifyArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PairCommand {
+    /// Make this standby host the active one: what a cluster manager calls before it starts the VM here
+    Takeover {
+        /// Control socket of this host's agent
+        #[arg(long, env = "THIRDSITE_SOURCE_CONTROL", default_value = "/run/thirdsite/source.sock")]
+        control: PathBuf,
+        /// How long to wait until this host is active
+        #[arg(long, default_value = "1min", value_parser = humantime::parse_duration, value_name = "DURATION")]
+        timeout: Duration,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 
 mod boot;
 mod daemon;
+mod pair;
 mod point;
 mod recover;
 mod resync;
@@ -9,6 +10,7 @@ mod verify;
 
 pub(crate) use self::boot::boot;
 pub(crate) use self::daemon::{cut, status};
+pub(crate) use self::pair::takeover;
 pub(crate) use self::point::list_points;
 pub(crate) use self::recover::{export, restore};
 pub(crate) use self::resync::resync;

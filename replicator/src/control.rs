@@ -34,6 +34,8 @@ pub(crate) enum ControlRequest {
         /// Send everything without comparing.
         full: bool,
     },
+    /// Makes a standby of a pair active.
+    Takeover {},
     /// Ends the epoch of a group.
     Cut {
         /// The group.

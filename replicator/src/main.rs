@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Cli, Command, IdentityCommand, PointCommand, SiteCommand, SourceCommand};
+use crate::args::{Cli, Command, IdentityCommand, PairCommand, PointCommand, SiteCommand, SourceCommand};
 use crate::failure::{Failure, exit};
 use crate::settings::SettingsError;
 
@@ -57,6 +57,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Site(SiteCommand::Expel { config, name }) => site::expel(&config, &name),
         Command::Cut(args) => commands::cut(&args),
+        Command::Pair(PairCommand::Takeover { control, timeout, json }) => {
+            commands::takeover(&control, timeout, json)
+        }
         Command::Resync(args) => commands::resync(&args),
         Command::Status(args) => commands::status(&args),
         Command::Point(PointCommand::List { group, store, last, json }) => {

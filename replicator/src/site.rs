@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use journal::{Clock, SystemClock};
 use journal_format::{GroupName, Timestamp};
-use restore::{GroupSummary, Point, Store, StoreWriter, WriterOptions};
+use restore::{GroupSummary, Point, ReceivedCounters, Store, StoreWriter, WriterOptions};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,11 +30,12 @@ pub(crate) async fn run(config: &Path) -> anyhow::Result<()> {
         StoreWriter::open(&settings.store, WriterOptions::default()).map_err(|e| store_failure(&e))?;
     let store = Store::open(&settings.store).map_err(|e| store_failure(&e))?;
     let options = SiteOptions::new(settings.listen, &settings.enrolled);
+    let writer = Arc::new(writer);
     let server =
-        SiteServer::bind(options, identity, Arc::new(writer), &Handle::current()).map_err(|error| {
+        SiteServer::bind(options, identity, writer.clone(), &Handle::current()).map_err(|error| {
             Failure::of(&error, error.kind(), "check 'listen' and 'enrolled' in the settings")
         })?;
-    let site = Arc::new(Site { store, connections: server.status() });
+    let site = Arc::new(Site { store, writer, connections: server.status() });
     let control = ControlServer::start(&settings.control, site)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     info!(address = %server.local_addr(), %fingerprint, "ready");
@@ -51,6 +52,7 @@ pub(crate) async fn run(config: &Path) -> anyhow::Result<()> {
 /// What the control socket is asked.
 struct Site {
     store: Store,
+    writer: Arc<StoreWriter>,
     connections: watch::Receiver<SiteStatus>,
 }
 
@@ -58,9 +60,9 @@ impl ControlHandler for Site {
     fn handle(&self, request: ControlRequest) -> Result<Value, Failure> {
         match request {
             ControlRequest::Status {} => self.status(),
-            ControlRequest::Cut { .. } => {
+            ControlRequest::Cut { .. } | ControlRequest::Resync { .. } | ControlRequest::Takeover {} => {
                 let hint = "ask the agent at the protected site: --control with its socket";
-                Err(Failure::new(exit::INVALID, "a recovery site cuts nothing", hint))
+                Err(Failure::new(exit::INVALID, "a recovery site does not do this", hint))
             }
         }
     }
@@ -70,7 +72,8 @@ impl Site {
     fn status(&self) -> Result<Value, Failure> {
         let now = SystemClock.now();
         let groups = self.store.groups().map_err(|error| store_failure(&error))?;
-        let groups: Vec<Value> = groups.iter().map(|group| group_status(group, now)).collect();
+        let groups: Vec<Value> =
+            groups.iter().map(|group| group_status(group, self.writer.received(&group.group), now)).collect();
         let connections = self.connections.borrow();
         let peers = connections
             .peers
@@ -92,7 +95,7 @@ impl Site {
 
 /// The actual RPO is measured here, from the newest complete point; a source that has nothing new to send has its point confirmed
 /// by each heartbeat.
-fn group_status(group: &GroupSummary, now: Timestamp) -> Value {
+fn group_status(group: &GroupSummary, received: ReceivedCounters, now: Timestamp) -> Value {
     let silent = group.heartbeat.as_ref().map(|heartbeat| now.seconds_since(heartbeat.received_at));
     let rpo = group.newest.as_ref().map(|point| now.seconds_since(point.time));
     let (state, detail) = match (&group.newest, silent) {
@@ -107,6 +110,9 @@ fn group_status(group: &GroupSummary, now: Timestamp) -> Value {
         }
     };
     json!({
+        "received_bytes": received.received_bytes,
+        "received_again_bytes": received.received_again_bytes,
+        "compared_bytes": received.compared_bytes,
         "name": group.group,
         "state": state,
         "detail": detail,

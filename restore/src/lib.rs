@@ -1,6 +1,6 @@
 //! The recovery site: keeps received segments, knows their points, and makes disks and running VMs of them again.
 //!
-//! [`StoreWriter`] takes in what the transport receives. [`Store`] lists points and works without any daemon.
+//! [`ReceivedCounters, StoreWriter`] takes in what the transport receives. [`Store`] lists points and works without any daemon.
 //! [`PointView`] is a point that is open for reading; everything that gives its bytes away is made from one:
 //! an NBD server, raw, qcow2, device, and QEMU. `STORE.md` defines the folder.
 //!
@@ -33,6 +33,6 @@ pub use export::{Access, exports_of};
 pub use image::{ImageError, ImageFormat, ImageOptions, Restored, restore_volume};
 pub use program::ProgramError;
 pub use select::Selector;
-pub use store::{Store, StoreWriter, WriterOptions};
+pub use store::{ReceivedCounters, Store, StoreWriter, WriterOptions};
 pub use verify::{DamagedSegment, GroupReport, verify_store};
 pub use view::{PointView, ViewOptions, VolumeView, ZeroRun};

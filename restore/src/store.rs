@@ -1,6 +1,8 @@
 //! The recovery site's store: a folder of segments with a catalog. `STORE.md` defines it.
 
 mod attach;
+mod claim;
+mod compare;
 pub(crate) mod disk;
 mod inbox;
 mod writer;
@@ -16,7 +18,7 @@ use crate::select::{Selector, select};
 use crate::view::{PointView, ViewOptions};
 use disk::{Disk, LockMode};
 
-pub use writer::{StoreWriter, WriterOptions};
+pub use writer::{ReceivedCounters, StoreWriter, WriterOptions};
 
 /// Lock of the process that writes segments.
 const WRITER_LOCK: &str = "lock";

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use journal_format::segment::VolumeRecord;
 use journal_format::{BLOCK_BYTES, Epoch, Hash, Timestamp};
 use tracing::{info, warn};
 
@@ -199,7 +200,10 @@ impl Group {
         }
         let Some(comparer) = self.lock(&self.comparer).clone() else { return unknown() };
         let hashes: Vec<Hash> = read.iter().map(|bytes| Hash::of(bytes)).collect();
-        let compared = comparer.compare(self.volume_name(ticket.volume), ticket.ranges[0].start, &hashes);
+        let compared = {
+            let VolumeRecord { name, size_bytes, .. } = &self.volumes[ticket.volume];
+            comparer.compare(name, *size_bytes, ticket.ranges[0].start, &hashes)
+        };
         let Some(compared) = compared else { return unknown() };
         let Some(epoch) = self.lock(&self.chain).answered_epoch(compared.head) else { return unknown() };
         let mut answers = compared.regions.into_iter();

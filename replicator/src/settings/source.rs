@@ -1,6 +1,7 @@
 //! `source.toml`: the protected site's agent.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use journal_format::{GroupName, VolumeName};
 use serde::Deserialize;
 
 use super::Settings;
+use crate::source::Role;
+
 use super::units::{Listen, duration, optional_size, size};
 
 const MEMORY_BUDGET_MIN_BYTES: u64 = 16 << 20;
@@ -31,6 +34,8 @@ pub(crate) struct SourceSettings {
     pub(crate) site: SiteTable,
     /// Where VMs find their disks.
     pub(crate) tap: TapTable,
+    /// The pair's other host.
+    pub(crate) pair: Option<PairTable>,
     /// The groups.
     #[serde(default, rename = "group")]
     pub(crate) groups: Vec<GroupTable>,
@@ -44,6 +49,37 @@ pub(crate) struct SiteTable {
     pub(crate) address: String,
     /// Fingerprint of the site's identity.
     pub(crate) fingerprint: String,
+}
+
+/// `[pair]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PairTable {
+    /// Role of this host before it ever took one; afterwards its journal knows.
+    pub(crate) role: Role,
+    /// Where the other host's agent connects to.
+    pub(crate) listen: SocketAddr,
+    /// `HOST:PORT` where the other host's agent listens.
+    pub(crate) peer: String,
+    /// Fingerprint of the other host's identity.
+    pub(crate) fingerprint: String,
+    /// How long a write to a region that is not marked waits for the other host before this one goes on alone.
+    #[serde(default = "default_pair_patience", deserialize_with = "duration")]
+    pub(crate) patience: Duration,
+    /// What makes a standby take over.
+    #[serde(default)]
+    pub(crate) takeover: TakeoverWord,
+}
+
+/// What makes a standby take over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum TakeoverWord {
+    /// `thirdsite pair takeover` only.
+    #[default]
+    Manual,
+    /// That, or a VM that connects to this host's tap.
+    OnConnect,
 }
 
 /// `[tap]`.
@@ -220,6 +256,13 @@ impl GroupTable {
     }
 }
 
+impl SourceSettings {
+    /// A write has to wait for the pair's other host as long as that is waited for, and a little longer.
+    pub(crate) fn mark_patience_min(&self) -> Duration {
+        self.pair.as_ref().map_or(Duration::ZERO, |pair| pair.patience + Duration::from_secs(1))
+    }
+}
+
 impl Settings for SourceSettings {
     fn version(&self) -> u32 {
         self.version
@@ -241,6 +284,11 @@ impl Settings for SourceSettings {
         }
         if self.tap.listen.is_empty() {
             return Err("[tap] listen is empty: no VM could reach its disk".to_owned());
+        }
+        if let Some(pair) = &self.pair
+            && !(Duration::from_millis(500)..=Duration::from_secs(30)).contains(&pair.patience)
+        {
+            return Err("[pair] patience is not between 500ms and 30s".to_owned());
         }
         if let Some(name) = first_double(self.groups.iter().map(|group| &group.name)) {
             return Err(format!("two groups are named '{name}'"));
@@ -268,6 +316,10 @@ fn default_memory_budget() -> u64 {
 
 fn default_journal_limit() -> u64 {
     10 << 30
+}
+
+fn default_pair_patience() -> Duration {
+    Duration::from_secs(2)
 }
 
 fn default_mark_patience() -> Duration {

@@ -1,26 +1,29 @@
 //! One group of the agent: its journal, its taps, its threads, and its way to the recovery site.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use journal::{
-    Clock, CutRequest, DirStorage, FileLeg, Group, GroupSettings, JournalError, Leg, SealedCut, TapVolume,
-    VolumeSettings, Workers,
+    Clock, Comparer, CutRequest, DirStorage, FileLeg, Group, GroupSettings, JournalError, Leg, SealedCut,
+    StoredSegment, TapVolume, VolumeSettings, Workers,
 };
-use journal_format::GroupName;
 use journal_format::segment::BuildOptions;
+use journal_format::{GroupName, Sequence};
 use journal_nbd::{Arena, Exports};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tracing::error;
-use transport::{Identity, LinkOptions, Outbox, SourceLink};
+use tracing::{error, warn};
+use transport::{Identity, LinkOptions, Outbox, SegmentDescriptor, SourceLink};
 
+use super::compare::SiteComparer;
 use super::confirmed::{Confirmed, Waited};
 use super::cutter::Cutter;
 use super::outbox::Shipping;
+use super::pair::replica::PairReplica;
 use crate::failure::{Failure, exit, with_causes};
 use crate::settings::{GroupTable, SourceSettings, VolumeTable};
 
@@ -28,6 +31,7 @@ use crate::settings::{GroupTable, SourceSettings, VolumeTable};
 pub(super) struct Opening<'a> {
     pub(super) settings: &'a SourceSettings,
     pub(super) accept_resize: &'a [String],
+    pub(super) fenced: Arc<Notify>,
     pub(super) arena: Arena,
     pub(super) clock: Arc<dyn Clock>,
 }
@@ -40,6 +44,11 @@ pub(super) struct Member {
     pub(super) wake: Arc<Notify>,
     pub(super) link: Mutex<LinkReport>,
     pub(super) clock: Arc<dyn Clock>,
+    /// Told when another host has taken over.
+    pub(super) fenced: Arc<Notify>,
+    /// Told of what is new for the standby.
+    pub(super) wake_pair: Arc<Notify>,
+    pub(super) pair: Mutex<Option<Arc<PairReplica>>>,
     cut_interval: Duration,
     memory_budget: u64,
 }
@@ -85,17 +94,19 @@ impl Member {
             definition: table.definition(),
             memory_budget_bytes: table.memory_budget,
             journal_limit_bytes: table.journal_limit,
-            mark_patience: table.mark_patience,
+            mark_patience: table.mark_patience.max(opening.settings.mark_patience_min()),
             resync_rate_bytes: table.resync_rate,
             build: BuildOptions { level: table.compression_level, ..BuildOptions::default() },
         };
         let confirmed = Arc::new(Confirmed::default());
-        let (noted, woken) = (confirmed.clone(), wake.clone());
+        let wake_pair = Arc::new(Notify::new());
+        let (noted, woken, pair_woken) = (confirmed.clone(), wake.clone(), wake_pair.clone());
         let observer = Box::new(move |point: Option<SealedCut>| {
             if let Some(point) = point {
                 noted.sealed(point);
             }
             woken.notify_one();
+            pair_woken.notify_one();
         });
         let group = Group::open(settings, storage, opening.clock.clone(), opening.arena.clone(), observer);
         Ok(Member {
@@ -105,6 +116,9 @@ impl Member {
             wake,
             link: Mutex::default(),
             clock: opening.clock.clone(),
+            fenced: opening.fenced.clone(),
+            wake_pair,
+            pair: Mutex::default(),
             cut_interval: table.cut_interval,
             memory_budget: table.memory_budget,
         })
@@ -127,6 +141,30 @@ impl Member {
         let workers = Workers::start(self.group.clone())?;
         let cutter = Cutter::start(self.group.clone(), self.cut_interval, self.memory_budget)?;
         Ok(Running { workers, cutter })
+    }
+
+    /// Segments from `from` on, as the link announces them.
+    pub(super) fn descriptors(&self, from: Sequence, limit: usize) -> Vec<SegmentDescriptor> {
+        let describe = |stored: StoredSegment| SegmentDescriptor {
+            position: stored.position,
+            parent: stored.parent,
+            size_bytes: stored.size_bytes,
+        };
+        self.group.pending(from, limit).into_iter().map(describe).collect()
+    }
+
+    /// Opens a segment for sending, if it still is what was sealed.
+    pub(super) fn open_segment(&self, sequence: Sequence) -> io::Result<File> {
+        self.group.check_segment(sequence).map_err(|error| {
+            warn!(group = %self.name(), error = %with_causes(&error), hint = error.hint(), "a segment is not sent");
+            io::Error::other(error)
+        })?;
+        File::open(self.folder.join(Group::segment_name(sequence)))
+    }
+
+    /// How this host stands with the pair's other one; `None` without a pair.
+    pub(super) fn pair_report(&self) -> Option<Value> {
+        self.pair.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|pair| pair.report())
     }
 
     /// Ends in order, after the taps.
@@ -190,7 +228,7 @@ impl Member {
     }
 }
 
-fn open_leg(volume: &VolumeTable) -> Result<Arc<dyn Leg>, JournalError> {
+pub(super) fn open_leg(volume: &VolumeTable) -> Result<Arc<dyn Leg>, JournalError> {
     let leg = FileLeg::open(&volume.leg).map_err(|source| JournalError::Leg {
         volume: volume.name.clone(),
         path: volume.leg.display().to_string(),
@@ -199,7 +237,7 @@ fn open_leg(volume: &VolumeTable) -> Result<Arc<dyn Leg>, JournalError> {
     Ok(Arc::new(leg))
 }
 
-fn open_storage(table: &GroupTable, folder: &Path) -> Result<Arc<DirStorage>, JournalError> {
+pub(super) fn open_storage(table: &GroupTable, folder: &Path) -> Result<Arc<DirStorage>, JournalError> {
     DirStorage::open(folder).map(Arc::new).map_err(|source| JournalError::Storage {
         group: table.name.clone(),
         action: format!("opening its folder '{}'", folder.display()),
@@ -210,13 +248,19 @@ fn open_storage(table: &GroupTable, folder: &Path) -> Result<Arc<DirStorage>, Jo
 /// Starts to ship every group.
 pub(super) fn start_link(
     settings: &SourceSettings,
-    identity: Identity,
+    identity: Arc<Identity>,
     members: &[Arc<Member>],
     seed: u64,
 ) -> anyhow::Result<SourceLink> {
     let site = crate::identity::parse_fingerprint(&settings.site.fingerprint)?;
     let outboxes = members.iter().map(|member| Arc::new(Shipping(member.clone())) as Arc<dyn Outbox>);
     let options = LinkOptions::new(&settings.site.address, seed);
-    let link = SourceLink::start(options, Arc::new(identity), site, outboxes.collect(), &Handle::current());
-    link.map_err(|error| Failure::invalid(with_causes(&error), "check [site] in the settings").into())
+    let link = SourceLink::start(options, identity, site, outboxes.collect(), &Handle::current());
+    let link = link.map_err(|error| Failure::invalid(with_causes(&error), "check [site] in the settings"))?;
+    for member in members {
+        let comparer =
+            link.caller(member.name()).map(|caller| Arc::new(SiteComparer(caller)) as Arc<dyn Comparer>);
+        member.group.set_comparer(comparer);
+    }
+    Ok(link)
 }

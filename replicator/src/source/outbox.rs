@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, PoisonError};
 
-use journal::{Group, JournalError, SiteHead, StoredSegment};
-use journal_format::{ErrorKind, GroupName, Position, Sequence};
+use journal::{JournalError, SiteHead};
+use journal_format::{ErrorKind, Generation, GroupName, Position, Sequence};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 use transport::{Heartbeat, LinkState, NewestCut, Outbox, Receipt, Refusal, RefusalKind, SegmentDescriptor};
@@ -26,6 +26,10 @@ impl Shipping {
 impl Outbox for Shipping {
     fn group(&self) -> &GroupName {
         self.0.name()
+    }
+
+    fn generation(&self) -> Generation {
+        self.0.group.generation()
     }
 
     fn head(&self) -> Option<Position> {
@@ -53,15 +57,11 @@ impl Outbox for Shipping {
     }
 
     fn pending(&self, from: Sequence, limit: usize) -> Vec<SegmentDescriptor> {
-        self.0.group.pending(from, limit).into_iter().map(descriptor).collect()
+        self.0.descriptors(from, limit)
     }
 
     fn open(&self, sequence: Sequence) -> io::Result<File> {
-        self.0.group.check_segment(sequence).map_err(|error| {
-            warn!(group = %self.0.name(), error = %with_causes(&error), hint = error.hint(), "a segment is not sent");
-            io::Error::other(error)
-        })?;
-        File::open(self.0.folder.join(Group::segment_name(sequence)))
+        self.0.open_segment(sequence)
     }
 
     fn wake(&self) -> &Notify {
@@ -97,6 +97,9 @@ impl Outbox for Shipping {
         if matches!(refusal.kind, RefusalKind::Diverged | RefusalKind::Corrupt) {
             self.0.group.distrust();
         }
+        if refusal.kind == RefusalKind::Fenced {
+            self.0.fenced.notify_one();
+        }
     }
 
     fn link(&self, state: LinkState) {
@@ -116,10 +119,6 @@ impl Outbox for Shipping {
             LinkState::Stopped => self.set_link(false, Some("the agent is ending".to_owned())),
         }
     }
-}
-
-fn descriptor(stored: StoredSegment) -> SegmentDescriptor {
-    SegmentDescriptor { position: stored.position, parent: stored.parent, size_bytes: stored.size_bytes }
 }
 
 fn refusal(error: &JournalError) -> Refusal {

@@ -5,5 +5,5 @@ pub(super) mod replica;
 mod role;
 pub(super) mod standby;
 
-pub(super) use self::message::{Begin, PairAnswer, PairMessage, VERSION, WirePage, settings_hash};
+pub(super) use self::message::{Begin, PairAnswer, PairMessage, VERSION, settings_hash};
 pub(crate) use self::role::Role;

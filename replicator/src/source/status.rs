@@ -45,6 +45,7 @@ fn group(member: &Member) -> Value {
             "total_bytes": resync.total_bytes,
             "left_seconds": resync.left_seconds,
         })),
+        "pair": member.pair_report(),
         "marks": status.marks,
         "counters": status.counters,
         "volumes": volumes.collect::<Vec<_>>(),

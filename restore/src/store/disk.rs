@@ -219,6 +219,30 @@ impl Disk {
         Ok((path, file))
     }
 
+    /// A file of a group beside its folders.
+    pub(crate) fn group_file(&self, group: &GroupName, name: &str) -> PathBuf {
+        self.group_folder(group, name)
+    }
+
+    /// Replaces such a file as a whole, durably.
+    pub(crate) fn replace_group_file(
+        &self,
+        group: &GroupName,
+        name: &str,
+        bytes: &[u8],
+    ) -> Result<(), StoreError> {
+        let (path, temporary) =
+            (self.group_file(group, name), self.group_file(group, &format!("{name}.tmp")));
+        let write = || {
+            let mut file = File::create(&temporary)?;
+            file.write_all(bytes)?;
+            file.sync_all()
+        };
+        write().map_err(io_error("write", &temporary))?;
+        fs::rename(&temporary, &path).map_err(io_error("rename to", &path))?;
+        sync_folder(&self.root.join("groups").join(group.as_str()))
+    }
+
     /// Gives a segment its name. An existing file is never replaced: that is `AlreadyExists`.
     pub(crate) fn publish(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {

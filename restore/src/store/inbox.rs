@@ -4,17 +4,46 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use journal_format::segment::{MAX_SEGMENT_BYTES, SegmentIndex};
-use journal_format::{ErrorKind, GroupName, Position, Timestamp};
-use transport::{Begin, Heartbeat, Inbox, PeerName, Refusal, RefusalKind, SegmentDescriptor, SegmentSink};
+use journal_format::{ErrorKind, Generation, GroupName, Position, Timestamp};
+use transport::{
+    Begin, CallAnswer, CallRequest, Heartbeat, Inbox, PeerName, Refusal, RefusalKind, SegmentDescriptor,
+    SegmentSink,
+};
 
 use super::attach::Place;
+use super::claim::ClaimError;
+use super::compare::{Asked, compare};
 use super::writer::{Arrived, Group, GroupState, Part, Shared, StoreWriter};
 use crate::error::{StoreError, io_error, is_full};
 use crate::segment_file;
 
 impl Inbox for StoreWriter {
+    fn claim(&self, peer: &PeerName, group: &GroupName, generation: Generation) -> Result<(), Refusal> {
+        let group = self.shared.open_group(group).map_err(|error| refusal_of(&error))?;
+        let mut state = group.state();
+        state.claim.take(&self.shared.disk, &group.name, peer, generation).map_err(|error| match error {
+            ClaimError::Fenced(reason) => {
+                let hint = "another host writes this group now; this one must stop";
+                Refusal::new(RefusalKind::Fenced, reason, hint)
+            }
+            ClaimError::Store(error) => refusal_of(&error),
+        })
+    }
+
+    fn call(&self, group: &GroupName, request: CallRequest) -> Result<CallAnswer, Refusal> {
+        let CallRequest::Compare { volume, offset, regions, size_bytes } = request else {
+            return Err(Refusal::new(RefusalKind::Invalid, "a recovery site is no host of a pair", ""));
+        };
+        let Some(group) = self.shared.group(group) else {
+            return Err(Refusal::new(RefusalKind::Invalid, format!("group '{group}' is not open"), ""));
+        };
+        let asked = Asked { volume: &volume, size_bytes, offset, regions: &regions };
+        compare(&self.shared, &group, &asked)
+    }
+
     fn open_group(&self, _peer: &PeerName, group: &GroupName) -> Result<Option<Position>, Refusal> {
         let group = self.shared.open_group(group).map_err(|error| refusal_of(&error))?;
         let head = group.state().timeline.head();
@@ -33,14 +62,26 @@ impl Inbox for StoreWriter {
             let reason = format!("group '{group}' is not open");
             return Err(Refusal::new(RefusalKind::Invalid, reason, "").of_segment(sequence));
         };
-        if let Some(head) = settled(&self.shared, &group, &group.state(), segment)? {
-            return Ok(Begin::Have(head));
-        }
+        let claim = {
+            let state = group.state();
+            if let Some(head) = settled(&self.shared, &group, &state, segment)? {
+                return Ok(Begin::Have(head));
+            }
+            state.claim.number()
+        };
         let part = self.shared.begin_part(&group, &segment.position, segment.size_bytes);
         let part = part.map_err(|error| refusal_of(&error).of_segment(sequence))?;
         let (part, file) = part.ok_or_else(|| limit_reached().of_segment(sequence))?;
         let shared = Arc::clone(&self.shared);
-        Ok(Begin::Receive(Box::new(Sink { shared, group, segment: *segment, file, part, written_bytes: 0 })))
+        Ok(Begin::Receive(Box::new(Sink {
+            shared,
+            group,
+            segment: *segment,
+            claim,
+            file,
+            part,
+            written_bytes: 0,
+        })))
     }
 
     fn heartbeat(&self, group: &GroupName, heartbeat: &Heartbeat, received_at: Timestamp) {
@@ -60,6 +101,8 @@ struct Sink {
     shared: Arc<Shared>,
     group: Arc<Group>,
     segment: SegmentDescriptor,
+    /// The claim under which it was begun.
+    claim: u64,
     file: File,
     part: Part,
     written_bytes: u64,
@@ -68,6 +111,7 @@ struct Sink {
 impl SegmentSink for Sink {
     fn write(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         self.written_bytes += bytes.len() as u64;
+        self.group.received_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if self.written_bytes > self.segment.size_bytes {
             let reason = format!("more than the announced {} bytes arrived", self.segment.size_bytes);
             return Err(corrupt(reason).of_segment(self.segment.position.sequence));
@@ -80,15 +124,21 @@ impl SegmentSink for Sink {
     }
 
     fn commit(self: Box<Self>) -> Result<Option<Position>, Refusal> {
-        let Sink { shared, group, segment, file, part, written_bytes } = *self;
+        let Sink { shared, group, segment, claim, file, part, written_bytes } = *self;
         let sequence = segment.position.sequence;
         let index = verified(&file, &part, &segment, &group.name, written_bytes);
         let index = index.map_err(|refusal| refusal.of_segment(sequence))?;
         drop(file);
         let arrived = Arrived { index, part };
         let mut state = group.state();
+        if state.claim.number() != claim {
+            let hint = "another host writes this group now; this one must stop";
+            let refusal = Refusal::new(RefusalKind::Fenced, "the group was taken over meanwhile", hint);
+            return Err(refusal.of_segment(sequence));
+        }
         // Others were attached while this one was arriving.
         if let Some(head) = settled(&shared, &group, &state, &segment)? {
+            group.received_again_bytes.fetch_add(written_bytes, Ordering::Relaxed);
             return Ok(head);
         }
         if state.timeline.place(&segment) == Place::Ahead {
@@ -230,7 +280,7 @@ fn limit_reached() -> Refusal {
 }
 
 /// What the peer is told when the store itself is in trouble.
-fn refusal_of(error: &StoreError) -> Refusal {
+pub(super) fn refusal_of(error: &StoreError) -> Refusal {
     let full = matches!(error, StoreError::Io { source, .. } if is_full(source));
     let (kind, hint) = if full {
         (RefusalKind::Full, "make room on the recovery site's file system")

@@ -13,6 +13,8 @@ use journal_format::{GroupName, Position, Timestamp};
 use transport::Heartbeat;
 
 use super::attach::Timeline;
+use super::claim::Claim;
+use super::compare::HeadView;
 use super::disk::{Disk, LockMode};
 use super::{CATALOG_LOCK, WRITER_LOCK};
 use crate::catalog::Catalog;
@@ -48,10 +50,27 @@ pub(super) struct Shared {
 pub(super) struct Group {
     pub(super) name: GroupName,
     pub(super) state: Mutex<GroupState>,
+    pub(super) head_view: Mutex<Option<HeadView>>,
+    pub(super) received_bytes: AtomicU64,
+    pub(super) received_again_bytes: AtomicU64,
+    pub(super) compared_bytes: AtomicU64,
+}
+
+/// What a group's sources sent since the daemon's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReceivedCounters {
+    /// Bytes of segments.
+    pub received_bytes: u64,
+    /// Of these, bytes of segments that were here already.
+    pub received_again_bytes: u64,
+    /// Bytes that were compared by their hashes.
+    pub compared_bytes: u64,
 }
 
 pub(super) struct GroupState {
     pub(super) timeline: Timeline<Arrived>,
+    /// Who writes the group.
+    pub(super) claim: Claim,
     /// The catalog missed a segment.
     catalog_behind: bool,
 }
@@ -85,7 +104,7 @@ impl StoreWriter {
         let mut groups = BTreeMap::new();
         for name in &names {
             let head = open_group(&disk, &mut catalog, name)?;
-            groups.insert(name.clone(), Group::new(name, head));
+            groups.insert(name.clone(), Group::new(name, head, Claim::load(&disk, name, head)?));
         }
         catalog.keep_only(&names)?;
         drop(alone);
@@ -107,6 +126,16 @@ impl StoreWriter {
         self.shared.used_bytes.load(Ordering::Relaxed)
     }
 
+    /// What a group's sources sent since the start.
+    pub fn received(&self, group: &GroupName) -> ReceivedCounters {
+        let Some(group) = self.shared.group(group) else { return ReceivedCounters::default() };
+        ReceivedCounters {
+            received_bytes: group.received_bytes.load(Ordering::Relaxed),
+            received_again_bytes: group.received_again_bytes.load(Ordering::Relaxed),
+            compared_bytes: group.compared_bytes.load(Ordering::Relaxed),
+        }
+    }
+
     /// Up to where a group's segments are attached; `None` before the first.
     pub fn head(&self, group: &GroupName) -> Option<Position> {
         let group = self.shared.groups().get(group).map(Arc::clone)?;
@@ -119,7 +148,7 @@ impl Shared {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn catalog(&self) -> MutexGuard<'_, Catalog> {
+    pub(super) fn catalog(&self) -> MutexGuard<'_, Catalog> {
         self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -135,7 +164,7 @@ impl Shared {
             return Ok(Arc::clone(group));
         }
         let head = open_group(&self.disk, &mut self.catalog(), name)?;
-        let group = Group::new(name, head);
+        let group = Group::new(name, head, Claim::load(&self.disk, name, head)?);
         groups.insert(name.clone(), Arc::clone(&group));
         Ok(group)
     }
@@ -197,9 +226,16 @@ impl Shared {
 }
 
 impl Group {
-    fn new(name: &GroupName, head: Option<Position>) -> Arc<Group> {
-        let state = GroupState { timeline: Timeline::new(head), catalog_behind: false };
-        Arc::new(Group { name: name.clone(), state: Mutex::new(state) })
+    fn new(name: &GroupName, head: Option<Position>, claim: Claim) -> Arc<Group> {
+        let state = GroupState { timeline: Timeline::new(head), claim, catalog_behind: false };
+        Arc::new(Group {
+            name: name.clone(),
+            state: Mutex::new(state),
+            head_view: Mutex::default(),
+            received_bytes: AtomicU64::new(0),
+            received_again_bytes: AtomicU64::new(0),
+            compared_bytes: AtomicU64::new(0),
+        })
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, GroupState> {

@@ -84,7 +84,13 @@ fn cut(group: &Group, legs: &[Arc<SimulatedLeg>], cuts: &Mutex<Cuts>) {
 }
 
 impl Comparer for Link {
-    fn compare(&self, volume: &VolumeName, offset: u64, regions: &[Hash]) -> Option<Compared> {
+    fn compare(
+        &self,
+        volume: &VolumeName,
+        _size_bytes: u64,
+        offset: u64,
+        regions: &[Hash],
+    ) -> Option<Compared> {
         let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
         let number = usize::from(volume.as_str() == "disk1");
         if random.one_in(8) {

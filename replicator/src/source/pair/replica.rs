@@ -13,8 +13,8 @@ use std::io;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 use transport::{
-    CallAnswer, CallError, CallRequest, Caller, Heartbeat, LinkState, Outbox, PendingCall, Receipt, Refusal, RefusalKind,
-    SegmentDescriptor,
+    CallAnswer, CallError, CallRequest, Caller, Heartbeat, LinkState, Outbox, PendingCall, Receipt, Refusal,
+    RefusalKind, SegmentDescriptor,
 };
 
 use super::{Begin, PairAnswer, PairMessage, VERSION, settings_hash};

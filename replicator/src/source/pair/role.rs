@@ -39,7 +39,12 @@ impl Role {
         };
         let file: RoleFile =
             serde_json::from_slice(&text).with_context(|| format!("file '{}'", path.display()))?;
-        anyhow::ensure!(file.version == FORMAT_VERSION, "'{}' is of version {}", path.display(), file.version);
+        anyhow::ensure!(
+            file.version == FORMAT_VERSION,
+            "'{}' is of version {}",
+            path.display(),
+            file.version
+        );
         Ok(file.role)
     }
 

@@ -9,7 +9,8 @@ use journal_format::{Generation, GroupName, Position, Timestamp};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 use transport::{
-    Begin, CallAnswer, CallRequest, Heartbeat, Inbox, PeerName, Refusal, RefusalKind, SegmentDescriptor, SegmentSink,
+    Begin, CallAnswer, CallRequest, Heartbeat, Inbox, PeerName, Refusal, RefusalKind, SegmentDescriptor,
+    SegmentSink,
 };
 
 use super::{PairAnswer, PairMessage, VERSION, settings_hash};
@@ -62,7 +63,8 @@ pub(in crate::source) struct StandbyInbox {
 
 impl StandbyInbox {
     pub(in crate::source) fn new(groups: Vec<Arc<Standby>>, clock: Arc<dyn Clock>) -> Self {
-        let kept = |standby: Arc<Standby>| (standby.name().clone(), Kept { standby, lease: Mutex::default() });
+        let kept =
+            |standby: Arc<Standby>| (standby.name().clone(), Kept { standby, lease: Mutex::default() });
         StandbyInbox { groups: groups.into_iter().map(kept).collect(), clock }
     }
 
@@ -121,10 +123,15 @@ impl StandbyInbox {
         match message {
             PairMessage::Begin(begin) => {
                 if begin.version != VERSION {
-                    return Err(format!("the other host speaks version {} of the pair's link", begin.version));
+                    return Err(format!(
+                        "the other host speaks version {} of the pair's link",
+                        begin.version
+                    ));
                 }
                 if begin.settings != settings_hash(kept.standby.volumes()) {
-                    return Err("the volumes or their sizes differ between the settings of the two hosts".to_owned());
+                    return Err(
+                        "the volumes or their sizes differ between the settings of the two hosts".to_owned()
+                    );
                 }
                 let patience = Duration::from_millis(begin.patience_ms);
                 *kept.lock() = Lease { patience, connected: true, ..Lease::default() };
@@ -164,12 +171,7 @@ impl Kept {
 }
 
 impl Inbox for StandbyInbox {
-    fn open_group(
-        &self,
-        _peer: &PeerName,
-        group: &GroupName,
-        generation: Generation,
-    ) -> Result<Option<Position>, Refusal> {
+    fn claim(&self, _peer: &PeerName, group: &GroupName, generation: Generation) -> Result<(), Refusal> {
         let kept = self.kept(group)?;
         let known = kept.standby.generation();
         if generation < known {
@@ -177,7 +179,11 @@ impl Inbox for StandbyInbox {
             let hint = "the host that was active before becomes the standby";
             return Err(Refusal::new(RefusalKind::Fenced, reason, hint));
         }
-        kept.standby.note_generation(generation).map_err(|error| retry(&error))?;
+        kept.standby.note_generation(generation).map_err(|error| retry(&error))
+    }
+
+    fn open_group(&self, _peer: &PeerName, group: &GroupName) -> Result<Option<Position>, Refusal> {
+        let kept = self.kept(group)?;
         kept.lock().connected = true;
         Ok(kept.standby.head())
     }
@@ -194,7 +200,7 @@ impl Inbox for StandbyInbox {
 
     fn heartbeat(&self, _group: &GroupName, _heartbeat: &Heartbeat, _received_at: Timestamp) {}
 
-    fn call(&self, _peer: &PeerName, group: &GroupName, request: CallRequest) -> Result<CallAnswer, Refusal> {
+    fn call(&self, group: &GroupName, request: CallRequest) -> Result<CallAnswer, Refusal> {
         let CallRequest::Pair(bytes) = request else {
             return Err(Refusal::new(RefusalKind::Invalid, "a standby compares nothing", ""));
         };
@@ -243,19 +249,20 @@ pub(in crate::source) struct ActiveInbox {
 }
 
 impl Inbox for ActiveInbox {
-    fn open_group(
-        &self,
-        peer: &PeerName,
-        group: &GroupName,
-        generation: Generation,
-    ) -> Result<Option<Position>, Refusal> {
+    fn claim(&self, peer: &PeerName, group: &GroupName, generation: Generation) -> Result<(), Refusal> {
         let own = self.groups.get(group).copied().unwrap_or(Generation(0));
         if generation > own {
             self.fenced.notify_one();
             return Err(Refusal::new(RefusalKind::Retry, "this host steps down", ""));
         }
         let reason = format!("this host is active with generation {own}; '{peer}' writes {generation}");
-        Err(Refusal::new(RefusalKind::Fenced, reason, "one host of a pair is active at a time"))
+        // Of two with the same generation the recovery site decides.
+        let kind = if generation == own { RefusalKind::Busy } else { RefusalKind::Fenced };
+        Err(Refusal::new(kind, reason, "one host of a pair is active at a time"))
+    }
+
+    fn open_group(&self, _peer: &PeerName, _group: &GroupName) -> Result<Option<Position>, Refusal> {
+        Err(Refusal::new(RefusalKind::Fenced, "this host is active", ""))
     }
 
     fn begin(&self, _group: &GroupName, _segment: &SegmentDescriptor) -> Result<Begin, Refusal> {
@@ -263,10 +270,6 @@ impl Inbox for ActiveInbox {
     }
 
     fn heartbeat(&self, _group: &GroupName, _heartbeat: &Heartbeat, _received_at: Timestamp) {}
-
-    fn call(&self, _peer: &PeerName, _group: &GroupName, _request: CallRequest) -> Result<CallAnswer, Refusal> {
-        Err(Refusal::new(RefusalKind::Fenced, "this host is active", ""))
-    }
 
     fn closed(&self, _peer: &PeerName, _group: &GroupName) {}
 }

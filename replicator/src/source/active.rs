@@ -1,0 +1,197 @@
+//! The active agent: serves the taps, captures, seals and ships.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use journal::CutRequest;
+use journal_format::GroupName;
+use journal_nbd::{Arena, Exports, Server, ServerOptions};
+use serde_json::Value;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tracing::{error, info, warn};
+use transport::{LinkOptions, Outbox, SiteServer, SourceLink};
+
+use super::member::{self, Member, Opening};
+use super::pair::replica::{PairOutbox, PairReplica};
+use super::pair::standby::ActiveInbox;
+use super::{End, Host, status};
+use crate::control::{ControlHandler, ControlRequest, ControlServer};
+use crate::failure::{Failure, exit, with_causes};
+use crate::settings::{PairTable, SourceSettings};
+
+/// A fenced host looks so often whether a VM still uses its taps.
+const FENCED_PAUSE: Duration = Duration::from_millis(200);
+
+/// The agent's groups. Those that could not be opened are kept with the reason, so that `status` says it.
+struct Agent {
+    members: Vec<Arc<Member>>,
+    failed: Vec<(GroupName, Failure)>,
+}
+
+/// Runs until the process is told to end, or until another host has taken over and no VM uses the taps here.
+pub(super) async fn run(host: &mut Host) -> anyhow::Result<End> {
+    let fenced = Arc::new(Notify::new());
+    let arena = arena(&host.settings);
+    let opening = Opening {
+        settings: &host.settings,
+        accept_resize: &host.accept_resize,
+        arena: arena.clone(),
+        clock: host.clock.clone(),
+        fenced: fenced.clone(),
+    };
+    let agent = Arc::new(open_groups(&opening)?);
+    let exports = Arc::new(Exports::new());
+    agent.members.iter().try_for_each(|member| member.serve(&exports))?;
+    let pair =
+        host.settings.pair.as_ref().map(|pair| PairSide::start(host, pair, &agent, &fenced)).transpose()?;
+    let running: Vec<_> = agent.members.iter().map(|member| member.start()).collect::<Result<_, _>>()?;
+    let server =
+        Server::start(host.tap_sockets()?, exports, ServerOptions { arena, ..ServerOptions::default() })
+            .context("the NBD server cannot be started")?;
+    // The jitter of reconnecting only has to differ between agents.
+    let seed = host.clock.now().0.cast_unsigned();
+    let link = member::start_link(&host.settings, host.identity.clone(), &agent.members, seed)?;
+    let control = ControlServer::start(&host.settings.control, agent.clone())?;
+    let groups = agent.members.len();
+    info!(groups, "ready");
+    let end = tokio::select! {
+        () = host.shutdown.told() => End::Told,
+        () = fenced.notified(), if host.settings.pair.is_some() => End::Change,
+    };
+    let end = if end == End::Change { wait_until_unused(host, &server).await } else { end };
+    info!("ending: no more requests are taken, what is captured is sealed");
+    drop(control);
+    link.shutdown().await;
+    if let Some(pair) = pair {
+        pair.stop().await;
+    }
+    tokio::task::spawn_blocking(move || {
+        server.shutdown();
+        running.into_iter().for_each(member::Running::stop);
+        agent.members.iter().for_each(|member| member.close());
+    })
+    .await?;
+    Ok(end)
+}
+
+/// A VM is not cut off from its disk because another host has taken over: whoever stops the VM decides that.
+async fn wait_until_unused(host: &mut Host, server: &Server) -> End {
+    if server.connections() > 0 {
+        warn!(
+            "another host has taken over, yet a VM still uses its disks here; it is served, nothing is shipped; stop the VM, and this host becomes the standby"
+        );
+    }
+    while server.connections() > 0 {
+        tokio::select! {
+            () = host.shutdown.told() => return End::Told,
+            () = tokio::time::sleep(FENCED_PAUSE) => {}
+        }
+    }
+    End::Change
+}
+
+/// The active host's part of the pair.
+struct PairSide {
+    link: SourceLink,
+    server: SiteServer,
+    replicas: Vec<(Arc<PairReplica>, std::thread::JoinHandle<()>)>,
+}
+
+impl PairSide {
+    fn start(host: &Host, pair: &PairTable, agent: &Agent, fenced: &Arc<Notify>) -> anyhow::Result<PairSide> {
+        let groups = agent.members.iter().map(|member| (member.name().clone(), member.group.generation()));
+        let inbox = Arc::new(ActiveInbox { groups: groups.collect(), fenced: fenced.clone() });
+        let options = host.pair_options(pair)?;
+        let server = SiteServer::bind(options, host.identity.clone(), inbox, &Handle::current())
+            .map_err(|error| Failure::of(&error, error.kind(), "check [pair] listen in the settings"))?;
+        let mut replicas = Vec::new();
+        let mut outboxes: Vec<Arc<dyn Outbox>> = Vec::new();
+        for member in &agent.members {
+            let (replica, thread) = PairReplica::start(member.group.clone(), pair.patience, fenced.clone())?;
+            *member.pair.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(replica.clone());
+            let (member, wake) = (member.clone(), member.wake_pair.clone());
+            outboxes.push(Arc::new(PairOutbox { member, replica: replica.clone(), wake }));
+            replicas.push((replica, thread));
+        }
+        let peer = crate::identity::parse_fingerprint(&pair.fingerprint)?;
+        let seed = host.clock.now().0.cast_unsigned();
+        // Both hosts are near: silence means something.
+        let options = LinkOptions {
+            idle_timeout: pair.patience,
+            keep_alive: pair.patience / 5,
+            refused_pause: Duration::from_secs(1),
+            backoff_max: Duration::from_millis(500),
+            ..LinkOptions::new(&pair.peer, seed)
+        };
+        let link = SourceLink::start(options, host.identity.clone(), peer, outboxes, &Handle::current())
+            .map_err(|error| Failure::invalid(with_causes(&error), "check [pair] in the settings"))?;
+        for (member, (replica, _)) in agent.members.iter().zip(&replicas) {
+            replica.set_caller(link.caller(member.name()));
+        }
+        Ok(PairSide { link, server, replicas })
+    }
+
+    async fn stop(self) {
+        self.link.shutdown().await;
+        self.server.shutdown().await;
+        for (replica, thread) in self.replicas {
+            replica.stop();
+            // A panic in the thread has been reported by its hook.
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+}
+
+/// Memory that is kept for payloads: as much as all groups may hold. Pages that are fresh from the system cost the tap more than a write
+/// does.
+fn arena(settings: &SourceSettings) -> Arena {
+    let budget: u64 = settings.groups.iter().map(|group| group.memory_budget).sum();
+    Arena::new(usize::try_from(budget).unwrap_or(usize::MAX))
+}
+
+fn open_groups(opening: &Opening<'_>) -> anyhow::Result<Agent> {
+    let mut agent = Agent { members: Vec::new(), failed: Vec::new() };
+    for table in &opening.settings.groups {
+        match Member::open(opening, table) {
+            Ok(member) => agent.members.push(Arc::new(member)),
+            Err(failure) => {
+                error!(group = %table.name, hint = failure.hint, "group not opened: {failure}");
+                agent.failed.push((table.name.clone(), failure));
+            }
+        }
+    }
+    match agent.failed.first() {
+        // With other groups to serve, one that failed must not take them down.
+        Some((_, failure)) if agent.members.is_empty() => Err(failure.clone().into()),
+        _ => Ok(agent),
+    }
+}
+
+impl ControlHandler for Agent {
+    fn handle(&self, request: ControlRequest) -> Result<Value, Failure> {
+        match request {
+            ControlRequest::Status {} => Ok(status::report(&self.members, &self.failed)),
+            ControlRequest::Takeover {} => Ok(serde_json::json!({"role": "active", "changed": false})),
+            ControlRequest::Resync { group, full } => Ok(self.member(&group)?.resync(full)),
+            ControlRequest::Cut { group, bookmark, wait_seconds } => {
+                let member = self.member(&group)?;
+                member.cut(&CutRequest { bookmark }, wait_seconds.map(Duration::from_secs))
+            }
+        }
+    }
+}
+
+impl Agent {
+    fn member(&self, group: &GroupName) -> Result<&Arc<Member>, Failure> {
+        if let Some((_, failure)) = self.failed.iter().find(|(name, _)| name == group) {
+            return Err(failure.clone());
+        }
+        self.members.iter().find(|member| member.name() == group).ok_or_else(|| {
+            let names: Vec<&str> = self.members.iter().map(|member| member.name().as_str()).collect();
+            let hint = format!("this agent's groups are: {}", names.join(", "));
+            Failure::new(exit::INVALID, format!("there is no group '{group}'"), &hint)
+        })
+    }
+}
