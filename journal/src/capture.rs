@@ -13,9 +13,9 @@
 //!
 //! And before all of them: a write touches the leg only when its regions are marked in the intent map, durably.
 //!
-//! A resync *watches* dirty regions while it reads them and compares them with the recovery site, which may take long: writes go on.
-//! What was read counts for the regions that no write touched since the watch began; it is put into the epoch that is
-//! open then. The others are looked at again.
+//! A resync *watches* dirty regions while it reads them and compares them with the recovery site, which may take long: writes go on. Those that
+//! are equal are clean: what was written to them since is captured. One that differs is *held*: it is ordered among the writes like a write (rule 2), read again, and
+//! what the site lacks goes *under* everything that the same epoch captured.
 
 mod resync;
 
@@ -28,7 +28,7 @@ use journal_format::Epoch;
 use journal_nbd::Payload;
 
 use self::resync::Watch;
-pub(crate) use self::resync::{Outcome, Readiness, WatchTicket, pieces};
+pub(crate) use self::resync::{WatchTicket, pieces};
 use crate::extent_map::{ExtentMap, Source};
 use crate::faults::{self, Bug};
 use crate::intent::IntentMaps;
@@ -73,6 +73,8 @@ struct VolumeState {
     dirty: RegionSet,
     /// What writes may take for marked in the intent map.
     marked: RegionSet,
+    /// An answer of the site has to hold everything up to this epoch: something was lost behind it.
+    lost_behind: Epoch,
     /// Counts the times that marks were taken away.
     clears: u64,
     /// For each region the epoch of its newest captured or swept change, 0 if there was none since the start.
@@ -86,13 +88,9 @@ struct VolumeState {
 
 impl VolumeState {
     fn mark_dirty(&mut self, range: Range<u64>) {
-        self.spoil(&range);
+        self.watches.iter_mut().for_each(|watch| watch.spoil(&range));
+        self.lost_behind = Epoch(self.epoch.0.saturating_sub(1));
         self.dirty.mark(range);
-    }
-
-    /// What a resync reads in this range does not count any more.
-    fn spoil(&mut self, range: &Range<u64>) {
-        self.watches.iter_mut().for_each(|watch| watch.spoil(range));
     }
 
     fn note_change(&mut self, range: &Range<u64>) {
@@ -169,6 +167,7 @@ impl Capture {
                 map: ExtentMap::default(),
                 dirty: RegionSet::new(size_bytes),
                 marked: intents.marked(number),
+                lost_behind: Epoch(epoch.0.saturating_sub(1)),
                 clears: 0,
                 changed_in: vec![0; size_bytes.div_ceil(REGION_BYTES) as usize],
                 watches: Vec::new(),
@@ -196,7 +195,6 @@ impl Capture {
         let range = offset..offset + length;
         let mut state = self.lock_marked(volume, &range);
         state.written_bytes += length;
-        state.spoil(&range);
         state.note_change(&range);
         match change {
             Change::Data(_) if self.is_full(length) => {
@@ -211,7 +209,7 @@ impl Capture {
             Change::Zero(_) => self.record(&mut state, |map| map.insert(offset, length, Source::Zero)),
         }
         let number = state.enter(range.clone());
-        self.wait_for_turn(volume, state, number, &range);
+        drop(self.wait_for_turn(volume, state, number, &range));
         faults::step("tap.captured");
         WriteTicket { volume, number }
     }
@@ -347,12 +345,13 @@ impl Capture {
         mut state: MutexGuard<'a, VolumeState>,
         number: u64,
         range: &Range<u64>,
-    ) {
+    ) -> MutexGuard<'a, VolumeState> {
         while state.is_blocked(number, range) {
             state.waiting += 1;
             state = self.volumes[volume].released.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.waiting -= 1;
         }
+        state
     }
 
     fn release(&self, volume: usize, state: &VolumeState) {

@@ -274,7 +274,7 @@ impl Group {
 
     /// Whether a cut now would carry anything that the last one did not.
     pub fn wants_cut(&self) -> bool {
-        self.capture.has_changes() || self.owes_point()
+        self.capture.has_changes() || self.owes_point() || self.owes_epoch()
     }
 
     /// Payload in the open epoch, in bytes.
@@ -286,6 +286,13 @@ impl Group {
     fn owes_point(&self) -> bool {
         let queue_empty = self.lock(&self.queue).is_empty();
         queue_empty && self.owes_point.load(Ordering::Acquire) && self.capture.dirty_bytes() == 0
+    }
+
+    /// Whether an epoch before the open one is in no segment, because it was given up: a resync waits until the site has come so far.
+    fn owes_epoch(&self) -> bool {
+        self.capture.dirty_bytes() > 0
+            && self.lock(&self.queue).is_empty()
+            && self.lock(&self.chain).next_epoch() < self.capture.open_epoch()
     }
 
     /// Ends the open epoch in all volumes at one instant. The answer comes when the epoch is sealed and durable.

@@ -28,7 +28,7 @@ impl Watch {
     }
 }
 
-/// Dirty regions that were handed out to be read.
+/// Dirty regions that were handed out to be read and compared.
 #[derive(Debug)]
 pub(crate) struct WatchTicket {
     pub(crate) volume: usize,
@@ -37,54 +37,29 @@ pub(crate) struct WatchTicket {
     pub(crate) ranges: Vec<Range<u64>>,
 }
 
-/// Which dirty regions are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Readiness {
-    /// All.
-    Any,
-    /// Those whose newest change is in an epoch that receipts cover: of these an answer of the site can be used.
-    Covered,
-    /// The others.
-    Uncovered,
-}
-
-/// What reading and comparing a region brought.
-pub(crate) enum Outcome {
-    /// Nothing: it stays dirty.
-    Unknown,
-    /// The site has the same, as of this epoch.
-    Equal(Epoch),
-    /// What has to be sent: adjoining pieces from the region's start on, `None` for what the site has as of this epoch.
-    Differs(Epoch, Vec<(u64, Option<Change>)>),
-    /// All of it has to be sent.
-    Send(Vec<Change>),
+/// A dirty region that no write touches meanwhile.
+#[derive(Debug)]
+pub(crate) struct HoldTicket {
+    volume: usize,
+    number: u64,
+    region: u64,
+    epoch: Epoch,
 }
 
 impl Capture {
-    /// Hands out the next dirty regions at or behind number `from`, at most `limit` of them, that follow each other and are as
-    /// ready as `readiness` says.
-    pub(crate) fn watch(
-        &self,
-        volume: usize,
-        from: u64,
-        limit: usize,
-        covered: Epoch,
-        readiness: Readiness,
-    ) -> Option<WatchTicket> {
+    /// Hands out the next dirty regions at or behind number `from`, at most `limit` of them, that follow each other. Writes go on.
+    pub(crate) fn watch(&self, volume: usize, from: u64, limit: usize) -> Option<WatchTicket> {
         let mut state = self.lock(volume);
-        let usable = |&region: &u64| match readiness {
-            Readiness::Any => true,
-            Readiness::Covered => state.changed_by(region, covered),
-            Readiness::Uncovered => !state.changed_by(region, covered),
-        };
-        let regions: Vec<u64> = state.dirty.iter_from(from).filter(usable).take(limit).collect();
-        let first = *regions.first()?;
+        let mut dirty = state.dirty.iter_from(from);
+        let first = dirty.next()?;
         // Consecutive ones only, so that they are one request.
-        let run = regions.iter().enumerate().take_while(|&(at, &region)| region == first + at as u64);
-        let regions: Vec<u64> = run.map(|(_, &region)| region).collect();
+        let further =
+            dirty.zip(first + 1..).take_while(|(region, next)| region == next).map(|(region, _)| region);
+        let regions: Vec<u64> = std::iter::once(first).chain(further).take(limit).collect();
         let ranges: Vec<Range<u64>> = regions.iter().map(|&region| state.dirty.range_of(region)).collect();
         let number = state.next_number;
         state.next_number += 1;
+        // A write in flight may change the leg behind the reading, and may not be captured.
         let in_flight = |range: &Range<u64>| state.in_flight.iter().any(|write| overlap(&write.range, range));
         let regions =
             regions.iter().zip(&ranges).map(|(&region, range)| (region, in_flight(range))).collect();
@@ -92,15 +67,19 @@ impl Capture {
         Some(WatchTicket { volume, number, ranges })
     }
 
-    /// Takes in what became of watched regions; the outcomes are in their order. Returns how many bytes are clean now.
-    pub(crate) fn settle(&self, ticket: &WatchTicket, outcomes: Vec<Outcome>) -> u64 {
+    /// Ends a watch. Regions that the site has as they were read, as of `epoch`, are clean: all writes to them behind that epoch are
+    /// captured. Returns how many bytes became clean.
+    pub(crate) fn settle_equal(&self, ticket: &WatchTicket, equal: &[bool], epoch: Epoch) -> u64 {
         let mut state = self.lock(ticket.volume);
         let at = state.watches.iter().position(|watch| watch.number == ticket.number);
         let watch = state.watches.swap_remove(at.expect("a watch is settled once"));
+        if !state.is_usable(epoch) {
+            return 0;
+        }
         let mut clean = 0;
-        for ((region, spoiled), outcome) in watch.regions.into_iter().zip(outcomes) {
+        for ((region, spoiled), &equal) in watch.regions.into_iter().zip(equal) {
             let spoiled = spoiled && !faults::planted(Bug::IgnoreSpoiledSweep);
-            if !spoiled && state.dirty.contains(region) && self.settle_region(&mut state, region, outcome) {
+            if equal && !spoiled && state.dirty.contains(region) {
                 state.dirty.remove(region);
                 clean += REGION_BYTES;
             }
@@ -108,31 +87,52 @@ impl Capture {
         clean
     }
 
-    fn settle_region(&self, state: &mut VolumeState, region: u64, outcome: Outcome) -> bool {
-        let usable = |epoch| state.changed_by(region, epoch) || faults::planted(Bug::TrustOldComparison);
-        let pieces = match outcome {
-            Outcome::Unknown => return false,
-            Outcome::Equal(epoch) => return usable(epoch),
-            Outcome::Differs(epoch, _) if !usable(epoch) => return false,
-            Outcome::Differs(_, pieces) => pieces,
-            Outcome::Send(changes) => {
-                changes.into_iter().map(|change| (change.length(), Some(change))).collect()
+    /// Keeps writes off a region until [`Capture::settle_held`]: the caller reads it and settles it at once.
+    pub(crate) fn hold(&self, volume: usize, range: &Range<u64>) -> HoldTicket {
+        let mut state = self.lock(volume);
+        let number = state.enter(range.clone());
+        let region = range.start / REGION_BYTES;
+        state.watches.push(Watch { number, regions: vec![(region, false)] });
+        let state = self.wait_for_turn(volume, state, number, range);
+        HoldTicket { volume, number, region, epoch: state.epoch }
+    }
+
+    /// Puts what has to be sent of a held region under what the open epoch captured: adjoining pieces from the region's start on, `None` for what the
+    /// site has as of `compared`. Without pieces, or if a cut or a lost write came in between, the region stays dirty. Returns
+    /// how many bytes became clean.
+    pub(crate) fn settle_held(
+        &self,
+        ticket: &HoldTicket,
+        compared: Option<Epoch>,
+        pieces: Option<Vec<(u64, Option<Change>)>>,
+    ) -> u64 {
+        let mut state = self.lock(ticket.volume);
+        let held = state.leave(ticket.number);
+        let at = state.watches.iter().position(|watch| watch.number == ticket.number);
+        let watch = state.watches.swap_remove(at.expect("a region is settled once"));
+        let spoiled = watch.regions[0].1 && !faults::planted(Bug::IgnoreSpoiledSweep);
+        let usable = compared.is_none_or(|epoch| state.is_usable(epoch));
+        let same_epoch = state.epoch == ticket.epoch;
+        let pieces =
+            pieces.filter(|_| usable && same_epoch && !spoiled && state.dirty.contains(ticket.region));
+        let clean = pieces.is_some();
+        if let Some(pieces) = pieces {
+            let mut offset = held.range.start;
+            for (length, change) in pieces {
+                let source = change.map(|change| match change {
+                    Change::Data(payload) => Source::Data { payload, start: 0 },
+                    Change::Zero(_) => Source::Zero,
+                });
+                if let Some(source) = source {
+                    self.record(&mut state, |map| map.fill_gaps(offset, length, &source));
+                }
+                offset += length;
             }
-        };
-        let mut offset = region * REGION_BYTES;
-        for (length, change) in pieces {
-            let source = change.map(|change| match change {
-                Change::Data(payload) => Source::Data { payload, start: 0 },
-                Change::Zero(_) => Source::Zero,
-            });
-            if let Some(source) = source {
-                self.record(state, |map| map.fill_gaps(offset, length, &source));
-            }
-            offset += length;
+            state.note_change(&held.range);
+            state.dirty.remove(ticket.region);
         }
-        let range = state.dirty.range_of(region);
-        state.note_change(&range);
-        true
+        self.release(ticket.volume, &state);
+        if clean { REGION_BYTES } else { 0 }
     }
 
     /// Whether a sweep would take memory that writes may need, or be in vain: while payload is dropped, regions become dirty
@@ -200,6 +200,12 @@ impl Capture {
 }
 
 impl VolumeState {
+    /// Whether an answer of the site as of `epoch` holds everything that was captured before something was lost: what was captured behind
+    /// that is in the chain, and what was lost is on the leg.
+    fn is_usable(&self, epoch: Epoch) -> bool {
+        epoch >= self.lost_behind || faults::planted(Bug::TrustOldComparison)
+    }
+
     /// Whether the newest change of a region is in an epoch up to `epoch`.
     fn changed_by(&self, region: u64, epoch: Epoch) -> bool {
         let newest = self.changed_in[region as usize];
@@ -213,7 +219,6 @@ impl VolumeState {
             && !self.dirty.contains(region)
             && self.marked.contains(region)
             && !self.in_flight.iter().any(|write| overlap(&write.range, &range))
-            && !self.watches.iter().any(|watch| watch.regions.iter().any(|&(watched, _)| watched == region))
     }
 }
 

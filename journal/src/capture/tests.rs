@@ -19,12 +19,17 @@ fn capture(budget_bytes: u64) -> Capture {
 
 /// Watches the first dirty region of a volume.
 fn watch(capture: &Capture, volume: usize) -> WatchTicket {
-    capture.watch(volume, 0, 1, Epoch(0), Readiness::Any).unwrap()
+    capture.watch(volume, 0, 1).unwrap()
 }
 
-/// Settles the first dirty region with these pieces; tells whether it is clean.
+/// Sends the first region of a volume with these pieces; tells whether it is clean.
 fn sweep(capture: &Capture, volume: usize, pieces: Vec<Change>) -> bool {
-    capture.settle(&watch(capture, volume), vec![Outcome::Send(pieces)]) > 0
+    let ticket = capture.hold(volume, &(0..REGION_BYTES));
+    capture.settle_held(&ticket, None, Some(sent(pieces))) > 0
+}
+
+fn sent(pieces: Vec<Change>) -> Vec<(u64, Option<Change>)> {
+    pieces.into_iter().map(|change| (change.length(), Some(change))).collect()
 }
 
 fn data(fill: u8, length: usize) -> Change {
@@ -96,8 +101,10 @@ fn a_dropped_payload_leaves_its_regions_dirty_and_no_point_until_they_are_swept(
     capture.release_memory(changes.payload_bytes());
     let ticket = watch(&capture, 1);
     assert_eq!(ticket.ranges, [REGION_BYTES..2 * REGION_BYTES]);
-    let pieces = vec![data(2, 512), Change::Zero(REGION_BYTES - 512)];
-    assert_eq!(capture.settle(&ticket, vec![Outcome::Send(pieces)]), REGION_BYTES);
+    assert_eq!(capture.settle_equal(&ticket, &[false], Epoch(9)), 0);
+    let pieces = sent(vec![data(2, 512), Change::Zero(REGION_BYTES - 512)]);
+    let held = capture.hold(1, &ticket.ranges[0]);
+    assert_eq!(capture.settle_held(&held, None, Some(pieces)), REGION_BYTES);
     let changes = capture.cut();
     assert!(changes.complete);
     assert_eq!(bytes_at(&changes, 1, REGION_BYTES), Some(2));
@@ -125,54 +132,60 @@ fn a_sweep_goes_under_what_the_epoch_captured() {
 }
 
 #[test]
-fn what_a_sweep_read_belongs_to_the_epoch_that_is_open_when_it_ends() {
+fn a_held_region_that_a_cut_overtook_is_looked_at_again() {
     let capture = capture(1 << 20);
     capture.mark_dirty(0, std::iter::once(0..REGION_BYTES));
-    let ticket = watch(&capture, 0);
+    let ticket = capture.hold(0, &(0..REGION_BYTES));
     assert!(!capture.cut().complete);
-    assert_eq!(
-        capture.settle(&ticket, vec![Outcome::Send(vec![data(3, REGION_BYTES as usize)])]),
-        REGION_BYTES
-    );
-    let changes = capture.cut();
-    assert!(changes.complete);
-    assert_eq!(bytes_at(&changes, 0, 0), Some(3));
+    let pieces = sent(vec![data(3, REGION_BYTES as usize)]);
+    assert_eq!(capture.settle_held(&ticket, None, Some(pieces)), 0);
+    assert!(!capture.cut().complete);
 }
 
 #[test]
-fn a_write_during_a_sweep_spoils_the_regions_that_it_touches() {
+fn an_equal_region_is_clean_whatever_was_captured_meanwhile() {
     let capture = capture(1 << 20);
     capture.mark_dirty(0, std::iter::once(0..3 * REGION_BYTES));
-    let ticket = capture.watch(0, 0, 8, Epoch(0), Readiness::Any).unwrap();
+    let ticket = capture.watch(0, 0, 8).unwrap();
     write(&capture, 0, REGION_BYTES + 512, data(1, 512));
-    let zeroes = || Outcome::Send(vec![Change::Zero(REGION_BYTES)]);
-    assert_eq!(capture.settle(&ticket, vec![zeroes(), zeroes(), zeroes()]), 2 * REGION_BYTES);
-    assert_eq!(watch(&capture, 0).ranges, [REGION_BYTES..2 * REGION_BYTES]);
+    drop(capture.cut());
+    assert_eq!(capture.settle_equal(&ticket, &[true; 3], Epoch(1)), 3 * REGION_BYTES);
+    assert!(capture.cut().complete);
 }
 
 #[test]
-fn a_write_in_flight_when_a_sweep_begins_spoils_it() {
-    let capture = capture(1 << 20);
-    let ticket = capture.begin(0, 0, data(1, 512), false);
+fn a_write_that_is_lost_while_a_region_is_looked_at_spoils_it() {
+    let capture = capture(0);
     capture.mark_dirty(0, std::iter::once(0..REGION_BYTES));
-    assert!(!sweep(&capture, 0, vec![Change::Zero(REGION_BYTES)]));
-    capture.end(ticket, true);
-    assert!(sweep(&capture, 0, vec![Change::Zero(REGION_BYTES)]));
+    let ticket = watch(&capture, 0);
+    write(&capture, 0, 0, data(1, 512));
+    assert_eq!(capture.settle_equal(&ticket, &[true], Epoch(9)), 0);
 }
 
 #[test]
-fn an_answer_older_than_the_last_change_of_a_region_is_not_used() {
+fn a_write_in_flight_when_a_region_is_looked_at_spoils_it() {
+    let capture = capture(1 << 20);
+    let write = capture.begin(0, 0, data(1, 512), false);
+    capture.mark_dirty(0, std::iter::once(0..REGION_BYTES));
+    let ticket = watch(&capture, 0);
+    capture.end(write, true);
+    assert_eq!(capture.settle_equal(&ticket, &[true], Epoch(9)), 0);
+    assert_eq!(capture.settle_equal(&watch(&capture, 0), &[true], Epoch(9)), REGION_BYTES);
+}
+
+#[test]
+fn an_answer_from_before_the_loss_is_not_used() {
     let capture = capture(1 << 20);
     write(&capture, 0, 0, data(1, 512));
     drop(capture.cut());
+    drop(capture.cut());
     capture.mark_dirty(0, std::iter::once(0..REGION_BYTES));
-    assert!(capture.watch(0, 0, 8, Epoch(0), Readiness::Covered).is_none());
-    assert_eq!(capture.settle(&watch(&capture, 0), vec![Outcome::Equal(Epoch(0))]), 0);
-    assert!(
-        capture.watch(0, 0, 8, Epoch(1), Readiness::Covered).is_some_and(|ticket| {
-            capture.settle(&ticket, vec![Outcome::Equal(Epoch(1))]) == REGION_BYTES
-        })
-    );
+    assert_eq!(capture.settle_equal(&watch(&capture, 0), &[true], Epoch(1)), 0);
+    let pieces = || Some(vec![(REGION_BYTES, None)]);
+    let held = capture.hold(0, &(0..REGION_BYTES));
+    assert_eq!(capture.settle_held(&held, Some(Epoch(1)), pieces()), 0);
+    let held = capture.hold(0, &(0..REGION_BYTES));
+    assert_eq!(capture.settle_held(&held, Some(Epoch(2)), pieces()), REGION_BYTES);
     assert!(capture.cut().complete);
 }
 
@@ -195,15 +208,14 @@ fn marks_are_cleared_only_of_what_receipts_cover_and_nobody_writes() {
 
 #[test]
 fn the_planted_ignore_spoiled_sweep_is_noticed() {
-    let capture = capture(1 << 20);
+    let capture = capture(0);
     capture.mark_dirty(0, std::iter::once(0..REGION_BYTES));
     let ticket = watch(&capture, 0);
     write(&capture, 0, 0, data(1, 512));
-    drop(capture.cut());
     plant(Some(Bug::IgnoreSpoiledSweep));
-    capture.settle(&ticket, vec![Outcome::Send(vec![data(9, REGION_BYTES as usize)])]);
+    capture.settle_equal(&ticket, &[true], Epoch(9));
     plant(None);
-    assert_eq!(bytes_at(&capture.cut(), 0, 0), Some(9), "old bytes cover a newer write");
+    assert_eq!(capture.dirty_bytes(), 0, "a lost write is forgotten");
 }
 
 #[test]

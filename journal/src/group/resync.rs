@@ -1,6 +1,7 @@
 //! resync(D): makes the recovery site equal to the legs for the dirty regions, while the VM goes on writing. Regions are read and
 //! compared with the site by their hashes, so that only what differs travels.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -9,25 +10,22 @@ use journal_format::{BLOCK_BYTES, Epoch, Hash, Timestamp};
 use tracing::{info, warn};
 
 use super::Group;
-use crate::capture::{Outcome, Readiness, WatchTicket, pieces};
-use crate::compare::{Comparer, RegionState};
+use crate::capture::{WatchTicket, pieces};
+use crate::compare::{Compared, Comparer, RegionState};
 use crate::faults;
+use crate::regions::REGION_BYTES;
 
 /// Regions that are read and compared at once.
 const BATCH_REGIONS: usize = 64;
-/// Regions that are written all the time never hold still for a comparison; after so long without progress they are sent whole, in
-/// nanoseconds.
-const STALL_NS: i64 = 5_000_000_000;
 
 /// How the resync stands.
 pub(super) struct Progress {
     volume: usize,
-    offset: u64,
+    /// Number of the region to go on at.
+    region: u64,
     /// What it began with, in bytes; 0 if none is under way.
     total_bytes: u64,
     began: Timestamp,
-    /// Nothing was settled since.
-    stalled_since: Option<Timestamp>,
     /// The rate allows the next step from then on.
     next_step: Timestamp,
     /// Send everything without comparing.
@@ -37,15 +35,7 @@ pub(super) struct Progress {
 impl Progress {
     pub(super) fn new(total_bytes: u64, now: Timestamp) -> Self {
         let next_step = Timestamp(i64::MIN);
-        Progress {
-            volume: 0,
-            offset: 0,
-            total_bytes,
-            began: now,
-            stalled_since: None,
-            next_step,
-            full: false,
-        }
+        Progress { volume: 0, region: 0, total_bytes, began: now, next_step, full: false }
     }
 }
 
@@ -114,110 +104,98 @@ impl Group {
             return SweepStep::Wait;
         }
         let now = self.clock.now();
-        let covered = self.lock(&self.chain).covered_epoch();
         let (ticket, full) = {
             let mut progress = self.lock(&self.resync);
             progress.note_dirty(dirty_bytes, now);
             if now < progress.next_step {
                 return SweepStep::Wait;
             }
-            let Some((ticket, whole)) = self.next_watch(&mut progress, covered, now) else {
-                return SweepStep::Wait;
-            };
+            let Some(ticket) = self.next_watch(&mut progress) else { return SweepStep::Wait };
             let bytes: u64 = ticket.ranges.iter().map(|range| range.end - range.start).sum();
             if let Some(rate) = self.resync_rate_bytes {
                 let pause = bytes.saturating_mul(1_000_000_000) / rate.max(1);
                 progress.next_step = Timestamp(now.0.saturating_add(pause as i64));
             }
-            (ticket, progress.full || whole)
+            (ticket, progress.full)
         };
-        let outcomes = self.look_at(&ticket, full);
+        let compared = if full { None } else { self.compare(&ticket) };
         faults::step("sweep.compared");
-        let clean = self.capture.settle(&ticket, outcomes);
+        let clean = self.settle(&ticket, full, compared);
         faults::step("sweep.settled");
         if clean == 0 {
             return SweepStep::Wait;
         }
-        self.lock(&self.resync).stalled_since = None;
         if self.capture.dirty_bytes() == 0 {
             info!(group = %self.name, "resync has looked at everything; the next cut is a point");
         }
         SweepStep::Progress
     }
 
-    /// The next dirty regions behind the cursor, round and round over all volumes, and whether they are to be sent whole.
-    fn next_watch(
-        &self,
-        progress: &mut Progress,
-        covered: Epoch,
-        now: Timestamp,
-    ) -> Option<(WatchTicket, bool)> {
-        let stalled = *progress.stalled_since.get_or_insert(now);
-        let modes: &[Readiness] = match (progress.full, now.0 - stalled.0 > STALL_NS) {
-            (true, _) => &[Readiness::Any],
-            (false, true) => &[Readiness::Covered, Readiness::Uncovered],
-            (false, false) => &[Readiness::Covered],
-        };
-        for &mode in modes {
-            for _ in 0..=self.volumes.len() {
-                let (volume, offset) = (progress.volume, progress.offset);
-                let from = offset / crate::regions::REGION_BYTES;
-                if let Some(ticket) = self.capture.watch(volume, from, BATCH_REGIONS, covered, mode) {
-                    progress.offset = ticket
-                        .ranges
-                        .last()
-                        .map_or(0, |range| range.end.next_multiple_of(crate::regions::REGION_BYTES));
-                    return Some((ticket, mode == Readiness::Uncovered));
-                }
-                (progress.volume, progress.offset) = ((volume + 1) % self.volumes.len(), 0);
+    /// The next dirty regions behind the cursor, round and round over all volumes.
+    fn next_watch(&self, progress: &mut Progress) -> Option<WatchTicket> {
+        for _ in 0..=self.volumes.len() {
+            let (volume, from) = (progress.volume, progress.region);
+            if let Some(ticket) = self.capture.watch(volume, from, BATCH_REGIONS) {
+                progress.region = ticket.ranges.last().map_or(0, |range| range.start / REGION_BYTES + 1);
+                return Some(ticket);
             }
+            (progress.volume, progress.region) = ((volume + 1) % self.volumes.len(), 0);
         }
         None
     }
 
-    fn look_at(&self, ticket: &WatchTicket, full: bool) -> Vec<Outcome> {
-        let unknown = || ticket.ranges.iter().map(|_| Outcome::Unknown).collect();
-        let leg = &*self.legs[ticket.volume];
-        let mut read: Vec<Vec<u8>> = Vec::new();
-        for range in &ticket.ranges {
-            let mut bytes = vec![0; (range.end - range.start) as usize];
-            if !leg.reads_as_zero(range.start, range.end - range.start)
-                && let Err(error) = leg.read(range.start, &mut bytes)
-            {
-                let volume = self.volume_name(ticket.volume);
-                warn!(group = %self.name, %volume, offset = range.start, %error, "the resync cannot read the leg");
-                return unknown();
-            }
-            read.push(bytes);
-        }
+    /// Reads watched regions and asks the site what it has; `None` if either cannot be done now.
+    fn compare(&self, ticket: &WatchTicket) -> Option<(Epoch, Vec<RegionState>)> {
+        let comparer = self.lock(&self.comparer).clone()?;
+        let hash = |range: &Range<u64>| self.read(ticket.volume, range).map(|bytes| Hash::of(&bytes));
+        let hashes = ticket.ranges.iter().map(hash).collect::<Option<Vec<Hash>>>()?;
+        let VolumeRecord { name, size_bytes, .. } = &self.volumes[ticket.volume];
+        let Compared { head, regions } =
+            comparer.compare(name, *size_bytes, ticket.ranges[0].start, &hashes)?;
+        let epoch = self.lock(&self.chain).answered_epoch(head)?;
+        Some((epoch, regions))
+    }
+
+    fn settle(&self, ticket: &WatchTicket, full: bool, compared: Option<(Epoch, Vec<RegionState>)>) -> u64 {
+        let (epoch, states) = compared.unwrap_or_default();
+        let equal: Vec<bool> = states.iter().map(|state| *state == RegionState::Equal).collect();
+        let mut clean = self.capture.settle_equal(ticket, &equal, epoch);
         if full {
-            let whole = |bytes: &Vec<u8>| {
-                Outcome::Send(
-                    pieces(bytes, |_, _| true).into_iter().filter_map(|(_, change)| change).collect(),
-                )
-            };
-            return read.iter().map(whole).collect();
+            let ranges = ticket.ranges.iter();
+            return clean + ranges.map(|range| self.send(ticket.volume, range, None)).sum::<u64>();
         }
-        let Some(comparer) = self.lock(&self.comparer).clone() else { return unknown() };
-        let hashes: Vec<Hash> = read.iter().map(|bytes| Hash::of(bytes)).collect();
-        let compared = {
-            let VolumeRecord { name, size_bytes, .. } = &self.volumes[ticket.volume];
-            comparer.compare(name, *size_bytes, ticket.ranges[0].start, &hashes)
-        };
-        let Some(compared) = compared else { return unknown() };
-        let Some(epoch) = self.lock(&self.chain).answered_epoch(compared.head) else { return unknown() };
-        let mut answers = compared.regions.into_iter();
-        let outcome = |bytes: &Vec<u8>| match answers.next() {
-            None => Outcome::Unknown,
-            Some(RegionState::Equal) => Outcome::Equal(epoch),
-            Some(RegionState::Blocks(hashes))
-                if hashes.len() == bytes.len().div_ceil(BLOCK_BYTES as usize) =>
-            {
-                Outcome::Differs(epoch, pieces(bytes, |number, block| Hash::of(block) != hashes[number]))
+        for (range, state) in ticket.ranges.iter().zip(&states) {
+            if let RegionState::Blocks(hashes) = state {
+                clean += self.send(ticket.volume, range, Some((epoch, hashes)));
             }
-            Some(RegionState::Blocks(_)) => Outcome::Unknown,
-        };
-        read.iter().map(outcome).collect()
+        }
+        clean
+    }
+
+    /// Puts the blocks of a region that the site lacks into the open epoch; without an answer of the site, all of them.
+    fn send(&self, volume: usize, range: &Range<u64>, site: Option<(Epoch, &[Hash])>) -> u64 {
+        let blocks = (range.end - range.start).div_ceil(BLOCK_BYTES) as usize;
+        if site.is_some_and(|(_, hashes)| hashes.len() != blocks) {
+            return 0;
+        }
+        let ticket = self.capture.hold(volume, range);
+        let pieces = self.read(volume, range).map(|bytes| {
+            pieces(&bytes, |number, block| site.is_none_or(|(_, hashes)| Hash::of(block) != hashes[number]))
+        });
+        self.capture.settle_held(&ticket, site.map(|(epoch, _)| epoch), pieces)
+    }
+
+    fn read(&self, volume: usize, range: &Range<u64>) -> Option<Vec<u8>> {
+        let leg = &*self.legs[volume];
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        if !leg.reads_as_zero(range.start, range.end - range.start)
+            && let Err(error) = leg.read(range.start, &mut bytes)
+        {
+            let volume = self.volume_name(volume);
+            warn!(group = %self.name, %volume, offset = range.start, %error, "the resync cannot read the leg");
+            return None;
+        }
+        Some(bytes)
     }
 
     /// A resync leaves half of the journal to the guest's own writes.
@@ -236,6 +214,6 @@ impl Progress {
     }
 
     fn finish(&mut self) {
-        (self.total_bytes, self.full, self.stalled_since) = (0, false, None);
+        (self.total_bytes, self.full) = (0, false);
     }
 }
