@@ -16,8 +16,6 @@ const BACKGROUND_NICE: i32 = 10;
 const SWEEPERS: usize = 4;
 /// A resync that had to wait looks again after this long, if nothing wakes it before.
 const SWEEP_PAUSE: Duration = Duration::from_millis(100);
-/// Time between two looks for marks that can be taken away.
-const CLEAR_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Runs a group's sealing, resync and marking until stopped.
 pub struct Workers {
@@ -27,15 +25,19 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts the threads.
+    /// Starts the threads; marks that can be taken away are looked for every `clear_interval`.
     ///
     /// # Errors
     /// If the host gives no more threads.
-    pub fn start(group: Arc<Group>) -> io::Result<Workers> {
+    pub fn start(group: Arc<Group>, clear_interval: Duration) -> io::Result<Workers> {
         let mut workers = Workers { group, stopping: Arc::default(), threads: Vec::new() };
         workers.spawn("mark", 0, |group, _| group.intents().run_writer())?;
         workers.spawn("seal", BACKGROUND_NICE, seal_loop)?;
-        workers.spawn("clear", BACKGROUND_NICE, clear_loop)?;
+        workers.spawn("clear", BACKGROUND_NICE, move |group, stopping| {
+            while !stopping.wait(clear_interval) {
+                group.clear_marks();
+            }
+        })?;
         (0..SWEEPERS).try_for_each(|_| workers.spawn("sweep", BACKGROUND_NICE, sweep_loop))?;
         Ok(workers)
     }
@@ -52,7 +54,12 @@ impl Workers {
         }
     }
 
-    fn spawn(&mut self, role: &str, nice: i32, work: fn(&Group, &Stopping)) -> io::Result<()> {
+    fn spawn(
+        &mut self,
+        role: &str,
+        nice: i32,
+        work: impl FnOnce(&Group, &Stopping) + Send + 'static,
+    ) -> io::Result<()> {
         let (group, stopping) = (self.group.clone(), self.stopping.clone());
         let thread = Builder::new().name(format!("{role} {}", group.name()));
         self.threads.push(thread.spawn(move || {
@@ -84,12 +91,6 @@ fn sweep_loop(group: &Group, stopping: &Stopping) {
             SweepStep::Wait => group.signal().wait_at_most(seen, SWEEP_PAUSE),
             SweepStep::Idle => group.signal().wait(seen),
         }
-    }
-}
-
-fn clear_loop(group: &Group, stopping: &Stopping) {
-    while !stopping.wait(CLEAR_INTERVAL) {
-        group.clear_marks();
     }
 }
 

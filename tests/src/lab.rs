@@ -275,6 +275,23 @@ impl Lab {
         Ok(())
     }
 
+    /// Starts the agent so that it kills itself when it passes a labelled step for the Nth time, and waits until that has happened.
+    ///
+    /// # Errors
+    /// If it does not come to that.
+    pub fn run_source_until(&mut self, step: &str, times: u64) -> anyhow::Result<()> {
+        let mut command = Command::new(&self.thirdsite);
+        command.args(["source", "run", "--config"]).arg(self.path("source.toml"));
+        command.env("THIRDSITE_KILL_AT", format!("{step}:{times}"));
+        let daemon = Daemon::start("source", &mut command)?;
+        ensure!(
+            daemon.log.wait("END OF LOG", 0).is_some(),
+            "the agent never passed '{step}' {times} times:\n{}",
+            daemon.log.lines().join("\n")
+        );
+        Ok(())
+    }
+
     /// Waits until a resync of the group has read everything.
     ///
     /// # Errors
@@ -301,7 +318,11 @@ impl Lab {
         self.status("site.sock", group)
     }
 
-    fn status(&self, control: &str, group: &str) -> anyhow::Result<Value> {
+    /// What a daemon says of a group.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn status(&self, control: &str, group: &str) -> anyhow::Result<Value> {
         let control = self.path(control).display().to_string();
         let status = self.json(&["status", "--json", "--control", &control])?;
         let groups = status["groups"].as_array().context("no groups in the status")?;
@@ -394,7 +415,15 @@ impl Lab {
     /// # Errors
     /// If the cut fails.
     pub fn cut(&self, group: &str, further: &[&str]) -> anyhow::Result<Value> {
-        let control = self.path("source.sock").display().to_string();
+        self.cut_by("source.sock", group, further)
+    }
+
+    /// The same by the agent behind another control socket.
+    ///
+    /// # Errors
+    /// If the cut fails.
+    pub fn cut_by(&self, control: &str, group: &str, further: &[&str]) -> anyhow::Result<Value> {
+        let control = self.path(control).display().to_string();
         let mut args = vec!["cut", group, "--wait", "--json", "--control", &control];
         args.extend(further);
         self.json(&args)

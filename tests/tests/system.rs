@@ -6,8 +6,12 @@ mod bad_input;
 mod crash;
 #[path = "system/guest.rs"]
 mod guest;
+#[path = "system/kills.rs"]
+mod kills;
 #[path = "system/order.rs"]
 mod order;
+#[path = "system/pair.rs"]
+mod pair;
 #[path = "system/restart.rs"]
 mod restart;
 #[path = "system/tools.rs"]

@@ -111,6 +111,9 @@ pub(crate) struct GroupTable {
     /// How long a write waits for its mark in the intent map at most.
     #[serde(default = "default_mark_patience", deserialize_with = "duration")]
     pub(crate) mark_patience: Duration,
+    /// Time between two looks for marks that can be taken out of the intent map.
+    #[serde(default = "default_clear_interval", deserialize_with = "duration")]
+    pub(crate) clear_interval: Duration,
     /// zstd level of the segments.
     #[serde(default = "default_compression_level")]
     pub(crate) compression_level: i32,
@@ -205,6 +208,9 @@ impl GroupTable {
         }
         if self.cut_interval < Duration::from_millis(10) {
             return Err(format!("group '{group}': cut_interval is shorter than 10ms"));
+        }
+        if self.clear_interval < Duration::from_millis(100) {
+            return Err(format!("group '{group}': clear_interval is shorter than 100ms"));
         }
         if self.memory_budget < MEMORY_BUDGET_MIN_BYTES {
             return Err(format!("group '{group}': memory_budget is smaller than 16MiB"));
@@ -320,6 +326,10 @@ fn default_journal_limit() -> u64 {
 
 fn default_pair_patience() -> Duration {
     Duration::from_secs(2)
+}
+
+fn default_clear_interval() -> Duration {
+    Duration::from_secs(15)
 }
 
 fn default_mark_patience() -> Duration {

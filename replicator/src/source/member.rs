@@ -50,6 +50,7 @@ pub(super) struct Member {
     pub(super) wake_pair: Arc<Notify>,
     pub(super) pair: Mutex<Option<Arc<PairReplica>>>,
     cut_interval: Duration,
+    clear_interval: Duration,
     memory_budget: u64,
 }
 
@@ -120,6 +121,7 @@ impl Member {
             wake_pair,
             pair: Mutex::default(),
             cut_interval: table.cut_interval,
+            clear_interval: table.clear_interval,
             memory_budget: table.memory_budget,
         })
     }
@@ -138,7 +140,7 @@ impl Member {
     }
 
     pub(super) fn start(&self) -> io::Result<Running> {
-        let workers = Workers::start(self.group.clone())?;
+        let workers = Workers::start(self.group.clone(), self.clear_interval)?;
         let cutter = Cutter::start(self.group.clone(), self.cut_interval, self.memory_budget)?;
         Ok(Running { workers, cutter })
     }
