@@ -227,6 +227,52 @@ impl Lab {
         Lab::new_in(place, &[GroupSpec { name: "demo".to_owned(), volumes, extra: String::new() }])
     }
 
+    /// One group `demo` with a volume `disk0`, on the two hosts of a pair. Host `a` begins as the active one: its files are those of a single
+    /// host; those of host `b` have `b-` before their names.
+    ///
+    /// # Errors
+    /// As [`Lab::new`].
+    pub fn pair(size: u64, extra: &str) -> anyhow::Result<Lab> {
+        let volumes = vec![("disk0".to_owned(), size)];
+        let groups = [GroupSpec { name: "demo".to_owned(), volumes, extra: extra.to_owned() }];
+        let lab = Lab::new(&groups)?;
+        fs::copy(lab.leg("demo", "disk0"), lab.path("b-demo-disk0.raw"))?;
+        let second = lab.new_identity("b-source-id", "pair-b")?;
+        let shown =
+            lab.json(&["identity", "show", "--json", "--dir", &lab.path("source-id").display().to_string()])?;
+        let first = shown["fingerprint"].as_str().context("no fingerprint")?.to_owned();
+        let config = lab.path("site.toml").display().to_string();
+        lab.run(&[
+            "site",
+            "enroll",
+            "--name",
+            "pair-b",
+            "--fingerprint",
+            &second,
+            "--config",
+            &config,
+            "--group",
+            "demo",
+        ])?;
+        let port = || anyhow::Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port());
+        let (here, there) = (port()?, port()?);
+        let pair = |role: &str, listen: u16, peer: u16, fingerprint: &str| {
+            format!(
+                "[pair]\nrole = \"{role}\"\nlisten = \"127.0.0.1:{listen}\"\npeer = \"127.0.0.1:{peer}\"\n\
+                 fingerprint = \"{fingerprint}\"\n"
+            )
+        };
+        let settings = fs::read_to_string(lab.path("source.toml"))?;
+        let renamed = ["source-id", "journal", "source.sock", "tap.sock", "demo-disk0.raw"];
+        let other = renamed.iter().fold(settings.clone(), |text, name| {
+            text.replace(&format!("\"{name}\""), &format!("\"b-{name}\""))
+                .replace(&format!("\"unix:{name}\""), &format!("\"unix:b-{name}\""))
+        });
+        fs::write(lab.path("source.toml"), settings + &pair("active", here, there, &second))?;
+        fs::write(lab.path("b-source.toml"), other + &pair("standby", there, here, &first))?;
+        Ok(lab)
+    }
+
     fn new_identity(&self, folder: &str, name: &str) -> anyhow::Result<String> {
         let folder = self.path(folder).display().to_string();
         let made = self.json(&["identity", "new", "--dir", &folder, "--name", name, "--json"])?;
