@@ -523,7 +523,8 @@ impl IntentMaps {
             }
             let idle = |state: &mut State| {
                 let pending = state.maps.iter().any(|map| !map.pending.is_empty());
-                !state.stopping && !(pending && state.tracking == Tracking::Durable)
+                let has_work = pending && state.tracking == Tracking::Durable;
+                !(state.stopping || has_work)
             };
             let (state, timeout) = self
                 .changed
