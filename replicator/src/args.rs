@@ -35,6 +35,9 @@ pub(crate) enum Command {
     Cut(CutArgs),
     /// Compare everything of a group with the recovery site and send what differs; the VM goes on meanwhile
     Resync(ResyncArgs),
+    /// Put the tap into, or take it out of, the disk path of a running QEMU
+    #[command(subcommand)]
+    Tap(TapCommand),
     /// The pair's two hosts
     #[command(subcommand)]
     Pair(PairCommand),
@@ -51,6 +54,43 @@ pub(crate) enum Command {
     Boot(BootArgs),
     /// Read and re-hash everything in a store
     Verify(VerifyArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TapCommand {
+    /// Let a running VM use its disk through the tap from now on
+    Insert {
+        #[command(flatten)]
+        device: TapDevice,
+        /// The tap's socket: unix:PATH or ADDRESS:PORT
+        #[arg(long)]
+        tap: Listen,
+        /// Name of the export: GROUP/VOLUME
+        #[arg(long)]
+        export: String,
+    },
+    /// Let a running VM use the leg itself again, without the tap
+    Remove {
+        #[command(flatten)]
+        device: TapDevice,
+    },
+}
+
+/// A disk of a running VM.
+#[derive(Debug, Args)]
+pub(crate) struct TapDevice {
+    /// QEMU's monitor socket (QMP, a unix socket)
+    #[arg(long)]
+    pub(crate) qmp: PathBuf,
+    /// Id of the disk's device in QEMU, for example the id of -device virtio-blk-pci
+    #[arg(long)]
+    pub(crate) device: String,
+    /// The leg: the raw file or block device that the tap serves
+    #[arg(long)]
+    pub(crate) leg: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]

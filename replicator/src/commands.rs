@@ -6,6 +6,7 @@ mod pair;
 mod point;
 mod recover;
 mod resync;
+mod tap;
 mod verify;
 
 pub(crate) use self::boot::boot;
@@ -14,4 +15,5 @@ pub(crate) use self::pair::takeover;
 pub(crate) use self::point::list_points;
 pub(crate) use self::recover::{export, restore};
 pub(crate) use self::resync::resync;
+pub(crate) use self::tap::{insert, remove};
 pub(crate) use self::verify::verify;

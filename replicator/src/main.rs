@@ -19,7 +19,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Cli, Command, IdentityCommand, PairCommand, PointCommand, SiteCommand, SourceCommand};
+use crate::args::{
+    Cli, Command, IdentityCommand, PairCommand, PointCommand, SiteCommand, SourceCommand, TapCommand,
+};
 use crate::failure::{Failure, exit};
 use crate::settings::SettingsError;
 
@@ -57,6 +59,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Site(SiteCommand::Expel { config, name }) => site::expel(&config, &name),
         Command::Cut(args) => commands::cut(&args),
+        Command::Tap(TapCommand::Insert { device, tap, export }) => commands::insert(&device, &tap, &export),
+        Command::Tap(TapCommand::Remove { device }) => commands::remove(&device),
         Command::Pair(PairCommand::Takeover { control, timeout, json }) => {
             commands::takeover(&control, timeout, json)
         }

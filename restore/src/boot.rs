@@ -26,7 +26,7 @@ use crate::local_server::LocalServer;
 use crate::program::{self, ProgramError, check};
 use crate::view::PointView;
 use command_line::{Backends, Image, qemu_arguments};
-use monitor::Monitor;
+pub use monitor::Monitor;
 
 pub use command_line::Network;
 pub use console::Console;

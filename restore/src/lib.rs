@@ -26,7 +26,7 @@ mod store;
 mod verify;
 mod view;
 
-pub use boot::{BootError, BootOptions, BootReport, Console, Network, Stopper, Vm};
+pub use boot::{BootError, BootOptions, BootReport, Console, Monitor, Network, Stopper, Vm};
 pub use catalog::{GroupSummary, HeartbeatRecord, Point};
 pub use error::StoreError;
 pub use export::{Access, exports_of};

@@ -233,9 +233,17 @@ impl Lab {
     /// # Errors
     /// As [`Lab::new`].
     pub fn pair(size: u64, extra: &str) -> anyhow::Result<Lab> {
+        Lab::pair_in(&std::env::temp_dir(), size, extra)
+    }
+
+    /// The same in a folder below `place`.
+    ///
+    /// # Errors
+    /// As [`Lab::new`].
+    pub fn pair_in(place: &Path, size: u64, extra: &str) -> anyhow::Result<Lab> {
         let volumes = vec![("disk0".to_owned(), size)];
         let groups = [GroupSpec { name: "demo".to_owned(), volumes, extra: extra.to_owned() }];
-        let lab = Lab::new(&groups)?;
+        let lab = Lab::new_in(place, &groups)?;
         fs::copy(lab.leg("demo", "disk0"), lab.path("b-demo-disk0.raw"))?;
         let second = lab.new_identity("b-source-id", "pair-b")?;
         let shown =

@@ -10,9 +10,13 @@ mod guest;
 mod kills;
 #[path = "system/order.rs"]
 mod order;
+#[path = "system/overflow.rs"]
+mod overflow;
 #[path = "system/pair.rs"]
 mod pair;
 #[path = "system/restart.rs"]
 mod restart;
+#[path = "system/tap.rs"]
+mod tap;
 #[path = "system/tools.rs"]
 mod tools;

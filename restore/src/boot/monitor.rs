@@ -11,13 +11,17 @@ use serde_json::{Value, json};
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// A connection to QEMU's monitor that is ready for commands.
-pub(super) struct Monitor {
+#[derive(Debug)]
+pub struct Monitor {
     reader: BufReader<UnixStream>,
 }
 
 impl Monitor {
     /// Reads the greeting and leaves the negotiation.
-    pub(super) fn new(stream: UnixStream) -> io::Result<Monitor> {
+    ///
+    /// # Errors
+    /// If nobody answers in time, or it is not QEMU.
+    pub fn new(stream: UnixStream) -> io::Result<Monitor> {
         stream.set_read_timeout(Some(ANSWER_LIMIT))?;
         stream.set_write_timeout(Some(ANSWER_LIMIT))?;
         let mut monitor = Monitor { reader: BufReader::new(stream) };
@@ -30,8 +34,19 @@ impl Monitor {
     }
 
     /// Executes a command without arguments; answers what it returns.
-    pub(super) fn execute(&mut self, command: &str) -> io::Result<Value> {
-        let line = format!("{}\n", json!({"execute": command}));
+    ///
+    /// # Errors
+    /// As [`Monitor::execute_with`].
+    pub fn execute(&mut self, command: &str) -> io::Result<Value> {
+        self.execute_with(command, &json!({}))
+    }
+
+    /// Executes a command; answers what it returns.
+    ///
+    /// # Errors
+    /// What QEMU says, or that it does not answer in time.
+    pub fn execute_with(&mut self, command: &str, arguments: &Value) -> io::Result<Value> {
+        let line = format!("{}\n", json!({"execute": command, "arguments": arguments}));
         self.reader.get_mut().write_all(line.as_bytes())?;
         loop {
             let mut message = self.message()?;

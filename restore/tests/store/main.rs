@@ -1,6 +1,7 @@
 //! The store, views, exports, images and boots against real files, sockets and tools.
 
 mod boot;
+mod claims;
 mod exports;
 mod history;
 mod images;

@@ -13,23 +13,29 @@ use tests::lab::Lab;
 
 use super::Options;
 
-const FILE_BYTES: u64 = 1 << 30;
+const FILE_BYTES: u64 = 512 << 20;
 
 /// A pattern of requests.
 struct Job {
     name: &'static str,
-    rw: &'static str,
-    block_size: &'static str,
-    depth: &'static str,
+    /// What fio is told.
+    arguments: &'static str,
 }
 
-const JOBS: [Job; 2] = [
-    Job { name: "4k-random-qd16", rw: "randwrite", block_size: "4k", depth: "16" },
-    Job { name: "1m-sequential-qd4", rw: "write", block_size: "1m", depth: "4" },
+const JOBS: [Job; 7] = [
+    Job { name: "4k-random-qd1", arguments: "--rw=randwrite --bs=4k --iodepth=1" },
+    Job { name: "4k-random-qd16", arguments: "--rw=randwrite --bs=4k --iodepth=16" },
+    Job { name: "4k-random-qd32", arguments: "--rw=randwrite --bs=4k --iodepth=32" },
+    Job { name: "4k-flush-qd1", arguments: "--rw=randwrite --bs=4k --iodepth=1 --fsync=1" },
+    Job { name: "4k-mixed-70-30-qd16", arguments: "--rw=randrw --rwmixread=70 --bs=4k --iodepth=16" },
+    Job { name: "64k-sequential-qd4", arguments: "--rw=write --bs=64k --iodepth=4" },
+    Job { name: "1m-sequential-qd4", arguments: "--rw=write --bs=1m --iodepth=4" },
 ];
 
-/// The servers, in the order of the table; the first is ours.
-const SERVERS: [&str; 3] = ["thirdsite", "qemu-nbd", "nbdkit"];
+/// The servers, in the order of the table; ours without and with a standby first.
+const SERVERS: [&str; 5] = ["thirdsite", "thirdsite-pair", "qemu-nbd", "qemu-storage-daemon", "nbdkit"];
+/// Of these, ours.
+const OURS: usize = 2;
 
 /// One measurement.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +46,8 @@ struct Sample {
     cpu_us: f64,
     /// CPU time of the threads that serve connections, in microseconds; the whole server's for the peers.
     serving_cpu_us: f64,
+    /// Latencies of writes at the median, at 99 % and at 99.9 %, in microseconds.
+    latency_us: [f64; 3],
 }
 
 /// A server under test.
@@ -65,7 +73,7 @@ impl Drop for Peer {
 }
 
 pub(super) fn run(options: Options) -> anyhow::Result<()> {
-    for tool in ["fio", "qemu-nbd", "nbdkit"] {
+    for tool in ["fio", "qemu-nbd", "qemu-storage-daemon", "nbdkit"] {
         let found = Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         found.with_context(|| format!("'{tool}' is missing; .ci/setup installs it"))?;
     }
@@ -89,29 +97,33 @@ fn measure(server: &str, job: &Job, seconds: u64) -> anyhow::Result<Sample> {
     let (cpu_before, serving_before) = cpu_seconds(running.id)?;
     let output = Command::new("fio")
         .args(["--name=job", "--ioengine=nbd", "--output-format=json", "--randrepeat=1", "--time_based=1"])
-        .args([format!("--uri={}", running.uri), format!("--runtime={seconds}"), format!("--rw={}", job.rw)])
-        .args([format!("--bs={}", job.block_size), format!("--iodepth={}", job.depth)])
+        .args([format!("--uri={}", running.uri), format!("--runtime={seconds}")])
+        .args(job.arguments.split(' '))
         .args([format!("--size={FILE_BYTES}"), "--buffer_compress_percentage=50".to_owned()])
         .output()?;
     ensure!(output.status.success(), "fio failed:\n{}", String::from_utf8_lossy(&output.stderr));
     let (cpu, serving) = cpu_seconds(running.id)?;
     let text = String::from_utf8(output.stdout)?;
     let answer: Value = serde_json::from_str(&text[text.find('{').context("fio printed no JSON")?..])?;
-    let write = &answer["jobs"][0]["write"];
-    let number = |key: &str| write[key].as_f64().with_context(|| format!("fio printed no {key}"));
-    let operations = number("total_ios")?;
+    let done = &answer["jobs"][0];
+    let sum =
+        |key: &str| done["read"][key].as_f64().unwrap_or(0.0) + done["write"][key].as_f64().unwrap_or(0.0);
+    let operations = sum("total_ios");
     ensure!(operations > 0.0, "fio wrote nothing");
+    let percentiles = &done["write"]["clat_ns"]["percentile"];
+    let latency = |key: &str| percentiles[key].as_f64().unwrap_or(f64::NAN) / 1e3;
     Ok(Sample {
-        operations_per_second: number("iops")?,
-        megabytes_per_second: number("bw_bytes")? / 1e6,
+        operations_per_second: sum("iops"),
+        megabytes_per_second: sum("bw_bytes") / 1e6,
         cpu_us: (cpu - cpu_before) * 1e6 / operations,
         serving_cpu_us: (serving - serving_before) * 1e6 / operations,
+        latency_us: [latency("50.000000"), latency("99.000000"), latency("99.900000")],
     })
 }
 
 fn start(server: &str) -> anyhow::Result<Running> {
-    if server == "thirdsite" {
-        return start_ours();
+    if server.starts_with("thirdsite") {
+        return start_ours(server == "thirdsite-pair");
     }
     let folder = tempfile::Builder::new().prefix("bench-").tempdir_in("/dev/shm")?;
     let (file, socket) = (folder.path().join("disk.raw"), folder.path().join("nbd.sock"));
@@ -119,27 +131,55 @@ fn start(server: &str) -> anyhow::Result<Running> {
     let mut command = Command::new(server);
     match server {
         "qemu-nbd" => command.args(["--format=raw", "--persistent", "--shared=8", "--cache=writeback"]),
+        "qemu-storage-daemon" => command
+            .arg("--blockdev")
+            .arg(format!("driver=file,node-name=disk,filename={}", file.display()))
+            .arg("--nbd-server")
+            .arg(format!("addr.type=unix,addr.path={}", socket.display()))
+            .args(["--export", "type=nbd,id=disk,node-name=disk,name=,writable=on"]),
         "nbdkit" => command.args(["--foreground", "--unix"]).arg(&socket).arg("file"),
         _ => bail!("unknown server {server}"),
     };
     if server == "qemu-nbd" {
         command.arg("--socket").arg(&socket);
     }
-    let child = command.arg(&file).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?;
+    if server != "qemu-storage-daemon" {
+        command.arg(&file);
+    }
+    let child = command.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?;
     let id = child.id();
     let peer = Peer { child, _folder: folder };
     tests::lab::wait_for_socket(&socket)?;
     Ok(Running { id, uri: uri("", &socket), _guard: Box::new(peer) })
 }
 
-/// The agent as it runs in production: capture, cuts every second, sealing into a journal, no link.
-fn start_ours() -> anyhow::Result<Running> {
-    let mut lab = Lab::demo_in(Path::new("/dev/shm"), &[FILE_BYTES])?;
+/// The agent as it runs in production: capture, intent map, cuts every second, sealing into a journal, and, with `pair`, a standby that gets marks and
+/// segments. The recovery site goes away when the first sync is done: sending to it is not measured here.
+fn start_ours(pair: bool) -> anyhow::Result<Running> {
+    let place = Path::new("/dev/shm");
+    let mut lab =
+        if pair { Lab::pair_in(place, FILE_BYTES, "")? } else { Lab::demo_in(place, &[FILE_BYTES])? };
     allocate(&lab.leg("demo", "disk0"))?;
+    lab.start_site()?;
+    let standby = match pair {
+        true => {
+            let standby = lab.daemon("standby", &["source", "run", "--config"], "b-source.toml")?;
+            standby.wait_for("standing by")?;
+            Some(standby)
+        }
+        false => None,
+    };
     lab.start_source()?;
     lab.wait_until_swept("demo")?;
+    if pair {
+        lab.eventually("the standby's being in step", |lab| {
+            Ok(lab.source_status("demo")?["pair"]["state"] == "in-step")
+        })?;
+    }
+    lab.kill_site();
     let id = lab.source.as_ref().context("the agent runs")?.id();
-    Ok(Running { id, uri: uri("demo/disk0", &lab.tap()), _guard: Box::new(lab) })
+    let uri = uri("demo/disk0", &lab.tap());
+    Ok(Running { id, uri, _guard: Box::new((standby, lab)) })
 }
 
 /// Written and not only allocated, so that no server has to make room, nor a resync to look at holes.
@@ -157,7 +197,7 @@ fn uri(export: &str, socket: &Path) -> String {
 }
 
 /// Threads of the agent that do not serve connections, by the beginning of their names.
-const BACKGROUND: [&str; 4] = ["seal", "sweep", "cut", "tokio"];
+const BACKGROUND: [&str; 7] = ["seal", "sweep", "cut", "tokio", "mark", "clear", "pair"];
 
 /// CPU seconds of a process, threads that have ended among them, and the same without its background threads.
 fn cpu_seconds(id: u32) -> anyhow::Result<(f64, f64)> {
@@ -188,38 +228,49 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 
 fn report(samples: &BTreeMap<(&str, &str), Vec<Sample>>, options: Options) -> anyhow::Result<()> {
     println!(
-        "{:<20}{:<12}{:>12}{:>10}{:>14}{:>18}",
-        "job", "server", "ops/s", "MB/s", "CPU us/op", "serving CPU us/op"
+        "{:<21}{:<20}{:>9}{:>8}{:>11}{:>19}{:>9}{:>9}{:>9}",
+        "job", "server", "ops/s", "MB/s", "CPU us/op", "serving CPU us/op", "p50 us", "p99 us", "p99.9 us"
     );
     let mut jobs = serde_json::Map::new();
     for job in &JOBS {
         let mut servers = serde_json::Map::new();
         for server in SERVERS {
-            let of = |field: fn(&Sample) -> f64| median(samples[&(job.name, server)].iter().map(field));
-            let (ops, mb) = (of(|s| s.operations_per_second), of(|s| s.megabytes_per_second));
-            let (cpu, serving) = (of(|s| s.cpu_us), of(|s| s.serving_cpu_us));
-            println!("{:<20}{server:<12}{ops:>12.0}{mb:>10.0}{cpu:>14.1}{serving:>18.1}", job.name);
+            let of = |field: &dyn Fn(&Sample) -> f64| median(samples[&(job.name, server)].iter().map(field));
+            let (ops, mb) = (of(&|s| s.operations_per_second), of(&|s| s.megabytes_per_second));
+            let (cpu, serving) = (of(&|s| s.cpu_us), of(&|s| s.serving_cpu_us));
+            let [p50, p99, p999] = [0, 1, 2].map(|place| of(&|s| s.latency_us[place]));
+            println!(
+                "{:<21}{server:<20}{ops:>9.0}{mb:>8.0}{cpu:>11.1}{serving:>19.1}{p50:>9.0}{p99:>9.0}{p999:>9.0}",
+                job.name
+            );
             servers.insert(
                 server.to_owned(),
-                json!({"ops_per_second": ops, "mb_per_second": mb, "cpu_us": cpu, "serving_cpu_us": serving}),
+                json!({
+                    "ops_per_second": ops, "mb_per_second": mb, "cpu_us": cpu, "serving_cpu_us": serving,
+                    "p50_us": p50, "p99_us": p99, "p999_us": p999,
+                }),
             );
         }
         let value = |server: &str, key: &str| servers[server][key].as_f64().unwrap_or(f64::NAN);
-        let best =
-            |key: &str, pick: fn(f64, f64) -> f64| SERVERS[1..].iter().map(|s| value(s, key)).reduce(pick);
-        let speed =
-            value("thirdsite", "ops_per_second") / best("ops_per_second", f64::max).unwrap_or(f64::NAN);
-        let cheapest = best("cpu_us", f64::min).unwrap_or(f64::NAN);
-        let (cpu, serving) =
-            (value("thirdsite", "cpu_us") / cheapest, value("thirdsite", "serving_cpu_us") / cheapest);
-        println!(
-            "{:<20}ratio to the best peer: speed {speed:.2}, CPU {cpu:.2}, serving CPU {serving:.2}",
-            job.name
-        );
-        jobs.insert(
-            job.name.to_owned(),
-            json!({"servers": servers, "speed_ratio": speed, "cpu_ratio": cpu, "serving_cpu_ratio": serving}),
-        );
+        let best = |key: &str, pick: fn(f64, f64) -> f64| {
+            SERVERS[OURS..].iter().map(|server| value(server, key)).reduce(pick).unwrap_or(f64::NAN)
+        };
+        let mut ratios = serde_json::Map::new();
+        for ours in &SERVERS[..OURS] {
+            let speed = value(ours, "ops_per_second") / best("ops_per_second", f64::max);
+            let cpu = value(ours, "cpu_us") / best("cpu_us", f64::min);
+            let serving = value(ours, "serving_cpu_us") / best("cpu_us", f64::min);
+            let p99 = value(ours, "p99_us") / best("p99_us", f64::min);
+            println!(
+                "{:<21}{ours:<20}to the best peer: speed {speed:.2}, CPU {cpu:.2}, serving CPU {serving:.2}, p99 {p99:.2}",
+                job.name
+            );
+            ratios.insert(
+                (*ours).to_owned(),
+                json!({"speed": speed, "cpu": cpu, "serving_cpu": serving, "p99": p99}),
+            );
+        }
+        jobs.insert(job.name.to_owned(), json!({"servers": servers, "ratios": ratios}));
     }
     let line = json!({
         "bench": "tap", "seconds": options.seconds, "rounds": options.rounds, "jobs": jobs,

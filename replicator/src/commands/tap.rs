@@ -1,0 +1,262 @@
+//! `thirdsite tap insert` and `tap remove`: the tap goes into and out of the disk path of a running QEMU, by exchanging the block node
+//! under the disk's device. QEMU drains the device by itself; the guest sees a pause of milliseconds.
+//!
+//! Node names follow from the device, so a command that was interrupted is repaired by running it again.
+
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use journal_nbd::{Client, Protocol};
+use restore::Monitor;
+use serde_json::{Value, json};
+
+use crate::args::TapDevice;
+use crate::failure::{Failure, exit, with_causes};
+use crate::output::print_json;
+use crate::settings::Listen;
+
+/// QEMU waits so long for an agent that is away before it stops the VM, in seconds.
+const RECONNECT_SECONDS: u64 = 86_400;
+const OPEN_SECONDS: u64 = 30;
+
+/// A QEMU that was asked, and one of its disks.
+struct Disk<'a> {
+    monitor: Monitor,
+    device: &'a TapDevice,
+}
+
+/// What lies under a device.
+struct Node {
+    name: String,
+    driver: String,
+    /// The file at the bottom, if it is one.
+    file: Option<PathBuf>,
+    size_bytes: u64,
+    direct: bool,
+}
+
+/// Puts the tap into the path.
+pub(crate) fn insert(device: &TapDevice, tap: &Listen, export: &str) -> anyhow::Result<()> {
+    let mut disk = Disk::open(device)?;
+    let before = disk.node()?;
+    let name = disk.tap_node();
+    if before.name == name {
+        return report(device, &before.name, &before.name, None);
+    }
+    disk.check_leg(&before)?;
+    let served = export_size(tap, export)?;
+    if served != before.size_bytes {
+        let message = format!("export '{export}' has {served} bytes, the VM's disk {}", before.size_bytes);
+        return Err(Failure::invalid(message, "--export names another volume").into());
+    }
+    let server = match tap {
+        Listen::Unix(path) => json!({"type": "unix", "path": path}),
+        Listen::Tcp(address) => {
+            json!({"type": "inet", "host": address.ip().to_string(), "port": address.port().to_string()})
+        }
+    };
+    let node = json!({
+        "driver": "nbd", "node-name": name, "server": server, "export": export, "discard": "unmap",
+        "reconnect-delay": RECONNECT_SECONDS, "open-timeout": OPEN_SECONDS,
+    });
+    disk.exchange(&before, &name, &node)
+}
+
+/// Takes the tap out of the path.
+pub(crate) fn remove(device: &TapDevice) -> anyhow::Result<()> {
+    let mut disk = Disk::open(device)?;
+    let before = disk.node()?;
+    if before.name != disk.tap_node() {
+        disk.check_leg(&before)?;
+        return report(device, &before.name, &before.name, None);
+    }
+    let size_bytes = size_of(&device.leg)?;
+    if size_bytes != before.size_bytes {
+        let message =
+            format!("'{}' has {size_bytes} bytes, the VM's disk {}", device.leg.display(), before.size_bytes);
+        return Err(Failure::invalid(message, "--leg names another file").into());
+    }
+    let driver = if is_block_device(&device.leg)? { "host_device" } else { "file" };
+    let name = disk.leg_node();
+    let node = json!({
+        "driver": "raw", "node-name": name, "discard": "unmap",
+        "file": {"driver": driver, "filename": device.leg, "node-name": format!("{name}-file"), "discard": "unmap"},
+    });
+    disk.exchange(&before, &name, &node)
+}
+
+impl<'a> Disk<'a> {
+    fn open(device: &'a TapDevice) -> Result<Disk<'a>, Failure> {
+        let unreachable = |error: std::io::Error| {
+            let message = format!("no QEMU answers on '{}': {error}", device.qmp.display());
+            Failure::unreachable(message, "start QEMU with -qmp unix:PATH,server=on,wait=off and name PATH")
+        };
+        let stream = UnixStream::connect(&device.qmp).map_err(unreachable)?;
+        Ok(Disk { monitor: Monitor::new(stream).map_err(unreachable)?, device })
+    }
+
+    fn tap_node(&self) -> String {
+        node_name("tap", &self.device.device)
+    }
+
+    fn leg_node(&self) -> String {
+        node_name("leg", &self.device.device)
+    }
+
+    fn path(&self) -> String {
+        format!("/machine/peripheral/{}", self.device.device)
+    }
+
+    /// The node that the device uses now.
+    fn node(&mut self) -> Result<Node, Failure> {
+        let wanted = json!({"path": self.path(), "property": "drive"});
+        let name = self.monitor.execute_with("qom-get", &wanted).map_err(|error| {
+            let message = format!("QEMU has no disk with the device id '{}': {error}", self.device.device);
+            Failure::invalid(message, "give the -device of the disk an id, and name it with --device")
+        })?;
+        let name = name.as_str().unwrap_or_default().to_owned();
+        let nodes = self.ask("query-named-block-nodes", &json!({"flat": false}))?;
+        let node = nodes.as_array().and_then(|nodes| nodes.iter().find(|node| node["node-name"] == *name));
+        let node = node.ok_or_else(|| {
+            let hint = "start QEMU with -blockdev and drive=NODE instead of -drive";
+            Failure::invalid(format!("'{}' uses '{name}', which is no block node", self.device.device), hint)
+        })?;
+        let image = &node["image"];
+        Ok(Node {
+            driver: node["drv"].as_str().unwrap_or_default().to_owned(),
+            file: node["file"].as_str().filter(|file| !file.contains("://")).map(PathBuf::from),
+            size_bytes: image["virtual-size"].as_u64().unwrap_or(0),
+            direct: node["cache"]["direct"] == true,
+            name,
+        })
+    }
+
+    /// Whether the VM's disk is the leg, byte for byte: a tap in front of another file would lose the VM's writes.
+    fn check_leg(&self, node: &Node) -> Result<(), Failure> {
+        let device = &self.device.device;
+        if !matches!(node.driver.as_str(), "raw" | "file" | "host_device") {
+            let message = format!("the disk '{device}' is '{}', not a raw file or block device", node.driver);
+            return Err(Failure::invalid(message, "convert it to raw: a leg is a plain raw disk"));
+        }
+        if node.direct {
+            let hint =
+                "start QEMU with cache.direct=off for this disk: it and the tap have to share the page cache";
+            return Err(Failure::invalid(format!("the disk '{device}' bypasses the page cache"), hint));
+        }
+        let leg = identity(&self.device.leg)?;
+        let same = node.file.as_deref().map(identity).transpose()?.is_some_and(|file| file == leg);
+        if same {
+            return Ok(());
+        }
+        let file = node.file.as_ref().map_or_else(|| "no file".to_owned(), |file| file.display().to_string());
+        let message = format!("the VM's disk '{device}' is {file}, not '{}'", self.device.leg.display());
+        Err(Failure::invalid(message, "--leg names another file than the VM uses; nothing was changed"))
+    }
+
+    /// Adds a node, puts it under the device, and removes the one before. What fails is undone.
+    fn exchange(&mut self, before: &Node, name: &str, node: &Value) -> anyhow::Result<()> {
+        // Left over from a command that was interrupted; if it is in use, adding it fails and says so.
+        let _ = self.delete(name);
+        self.ask("blockdev-add", node)?;
+        let begun = Instant::now();
+        let set = json!({"path": self.path(), "property": "drive", "value": name});
+        if let Err(failure) = self.ask("qom-set", &set) {
+            // The VM uses what it used before.
+            let _ = self.delete(name);
+            return Err(failure.into());
+        }
+        let pause = begun.elapsed().as_secs_f64() * 1e3;
+        if let Err(failure) = self.delete(&before.name) {
+            tracing::warn!(node = before.name, %failure, "the node that was used before stays in QEMU, unused");
+        }
+        report(self.device, &before.name, name, Some(pause))
+    }
+
+    /// Removes a node with the protocol node below it.
+    fn delete(&mut self, name: &str) -> Result<(), Failure> {
+        self.ask("blockdev-del", &json!({"node-name": name}))?;
+        Ok(())
+    }
+
+    fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value, Failure> {
+        self.monitor.execute_with(command, arguments).map_err(|error| {
+            let message = format!("QEMU refused: {}", with_causes(&error));
+            Failure::new(exit::FAILED, message, "the VM goes on with the disk that it had")
+        })
+    }
+}
+
+/// QEMU's node names have at most 31 characters.
+fn node_name(role: &str, device: &str) -> String {
+    let name = format!("3site-{role}-{device}");
+    if name.len() <= 31 { name } else { format!("3site-{role}-{:.16}", blake3_text(device)) }
+}
+
+fn blake3_text(text: &str) -> String {
+    journal_format::Hash::of(text.as_bytes()).to_string()
+}
+
+fn report(device: &TapDevice, before: &str, after: &str, pause_ms: Option<f64>) -> anyhow::Result<()> {
+    let changed = pause_ms.is_some();
+    let hint = changed.then_some(
+        "if the VM wrote to this disk past the tap while the agent ran, run 'thirdsite resync GROUP'",
+    );
+    if device.json {
+        return print_json(&json!({
+            "device": device.device, "before": before, "after": after, "changed": changed,
+            "pause_ms": pause_ms, "hint": hint,
+        }));
+    }
+    match pause_ms {
+        Some(pause) => println!("{}: {before} -> {after}, the VM waited {pause:.1} ms", device.device),
+        None => println!("{}: nothing to do, it uses {after}", device.device),
+    }
+    if let Some(hint) = hint {
+        println!("{hint}");
+    }
+    Ok(())
+}
+
+fn export_size(tap: &Listen, export: &str) -> Result<u64, Failure> {
+    let client = match tap {
+        Listen::Unix(path) => Client::connect_unix(path, export, Protocol::Structured),
+        Listen::Tcp(address) => Client::connect_tcp(*address, export, Protocol::Structured),
+    };
+    let client = client.map_err(|error| {
+        let message = format!("the tap does not serve '{export}' on '{tap}': {}", with_causes(&error));
+        Failure::unreachable(message, "start the agent first; 'thirdsite status --json' lists its exports")
+    })?;
+    let size_bytes = client.info().size_bytes;
+    // It was only asked.
+    let _ = client.disconnect();
+    Ok(size_bytes)
+}
+
+fn metadata(path: &Path) -> Result<std::fs::Metadata, Failure> {
+    std::fs::metadata(path)
+        .map_err(|error| Failure::invalid(format!("'{}': {error}", path.display()), "check --leg"))
+}
+
+/// Device and inode of a file; of a block device, its own number.
+fn identity(path: &Path) -> Result<(u64, u64), Failure> {
+    use std::os::unix::fs::FileTypeExt;
+    let metadata = metadata(path)?;
+    Ok(if metadata.file_type().is_block_device() {
+        (0, metadata.rdev())
+    } else {
+        (metadata.dev(), metadata.ino())
+    })
+}
+
+fn is_block_device(path: &Path) -> Result<bool, Failure> {
+    use std::os::unix::fs::FileTypeExt;
+    Ok(metadata(path)?.file_type().is_block_device())
+}
+
+fn size_of(path: &Path) -> Result<u64, Failure> {
+    use std::io::{Seek, SeekFrom};
+    let opened = std::fs::File::open(path).and_then(|mut file| file.seek(SeekFrom::End(0)));
+    opened.map_err(|error| Failure::invalid(format!("'{}': {error}", path.display()), "check --leg"))
+}
