@@ -14,8 +14,8 @@
 //! And before all of them: a write touches the leg only when its regions are marked in the intent map, durably.
 //!
 //! A resync *watches* dirty regions while it reads them and compares them with the recovery site, which may take long: writes go on. Those that
-//! are equal are clean: what was written to them since is captured. One that differs is *held*: it is ordered among the writes like a write (rule 2), read again, and
-//! what the site lacks goes *under* everything that the same epoch captured.
+//! are equal are clean: what was written to them since is captured. One that differs is read *again*, within one epoch, and what the site lacks
+//! goes *under* everything that this epoch captured. No write ever waits for a resync.
 
 mod resync;
 
@@ -64,6 +64,8 @@ pub struct WriteTicket {
 struct InFlight {
     number: u64,
     range: Range<u64>,
+    /// The epoch that has its bytes; `None` if they were dropped.
+    captured_in: Option<Epoch>,
 }
 
 #[derive(Debug)]
@@ -99,10 +101,10 @@ impl VolumeState {
         self.changed_in[regions.start as usize..regions.end as usize].fill(epoch);
     }
 
-    fn enter(&mut self, range: Range<u64>) -> u64 {
+    fn enter(&mut self, range: Range<u64>, captured_in: Option<Epoch>) -> u64 {
         let number = self.next_number;
         self.next_number += 1;
-        self.in_flight.push(InFlight { number, range });
+        self.in_flight.push(InFlight { number, range, captured_in });
         number
     }
 
@@ -196,8 +198,10 @@ impl Capture {
         let mut state = self.lock_marked(volume, &range);
         state.written_bytes += length;
         state.note_change(&range);
+        let mut captured_in = Some(state.epoch);
         match change {
             Change::Data(_) if self.is_full(length) => {
+                captured_in = None;
                 self.dropped_bytes.fetch_add(length, Ordering::Relaxed);
                 self.overloaded.store(true, Ordering::Relaxed);
                 self.forget(&mut state, range.clone());
@@ -208,7 +212,7 @@ impl Capture {
             }
             Change::Zero(_) => self.record(&mut state, |map| map.insert(offset, length, Source::Zero)),
         }
-        let number = state.enter(range.clone());
+        let number = state.enter(range.clone(), captured_in);
         drop(self.wait_for_turn(volume, state, number, &range));
         faults::step("tap.captured");
         WriteTicket { volume, number }

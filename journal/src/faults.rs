@@ -20,6 +20,10 @@ pub enum Bug {
     PointWhileDirty,
     /// What a comparison read is taken although the guest wrote meanwhile.
     IgnoreSpoiledSweep,
+    /// What was read before a cut goes into the epoch behind it.
+    SweepAcrossCut,
+    /// A requested resync goes under what was captured before it was asked for.
+    ResyncUnderOlderCapture,
     /// An answer to a comparison is trusted although the site has not got what was written since.
     TrustOldComparison,
     /// A segment that is damaged is sent.

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use journal_format::Epoch;
 use journal_nbd::Payload;
 
-use super::{Capture, Change, VolumeState, overlap};
+use super::{Capture, Change, InFlight, VolumeState, overlap};
 use crate::extent_map::Source;
 use crate::faults::{self, Bug};
 use crate::regions::{REGION_BYTES, regions_of};
@@ -37,12 +37,13 @@ pub(crate) struct WatchTicket {
     pub(crate) ranges: Vec<Range<u64>>,
 }
 
-/// A dirty region that no write touches meanwhile.
+/// A dirty region that is read to be sent.
 #[derive(Debug)]
-pub(crate) struct HoldTicket {
+pub(crate) struct RereadTicket {
     volume: usize,
     number: u64,
     region: u64,
+    /// The open epoch, which what is read goes under.
     epoch: Epoch,
 }
 
@@ -59,10 +60,9 @@ impl Capture {
         let ranges: Vec<Range<u64>> = regions.iter().map(|&region| state.dirty.range_of(region)).collect();
         let number = state.next_number;
         state.next_number += 1;
-        // A write in flight may change the leg behind the reading, and may not be captured.
-        let in_flight = |range: &Range<u64>| state.in_flight.iter().any(|write| overlap(&write.range, range));
-        let regions =
-            regions.iter().zip(&ranges).map(|(&region, range)| (region, in_flight(range))).collect();
+        // A write in flight that is not captured may change the leg behind the reading.
+        let lost = |range: &Range<u64>| state.is_written(range, |write| write.captured_in.is_none());
+        let regions = regions.iter().zip(&ranges).map(|(&region, range)| (region, lost(range))).collect();
         state.watches.push(Watch { number, regions });
         Some(WatchTicket { volume, number, ranges })
     }
@@ -87,52 +87,54 @@ impl Capture {
         clean
     }
 
-    /// Keeps writes off a region until [`Capture::settle_held`]: the caller reads it and settles it at once.
-    pub(crate) fn hold(&self, volume: usize, range: &Range<u64>) -> HoldTicket {
+    /// Begins to read a region again, to send it: the caller reads it and settles it at once. Writes go on: what arrives from now on is captured in the
+    /// open epoch, and what is read goes under it. `None` while a write is in flight that is not captured there: it may reach
+    /// the leg behind the reading, and nothing would cover it.
+    pub(crate) fn begin_reread(&self, volume: usize, range: &Range<u64>) -> Option<RereadTicket> {
         let mut state = self.lock(volume);
-        let number = state.enter(range.clone());
+        let epoch = state.epoch;
+        if state.is_written(range, |write| write.captured_in != Some(epoch)) {
+            return None;
+        }
+        let number = state.next_number;
+        state.next_number += 1;
         let region = range.start / REGION_BYTES;
         state.watches.push(Watch { number, regions: vec![(region, false)] });
-        let state = self.wait_for_turn(volume, state, number, range);
-        HoldTicket { volume, number, region, epoch: state.epoch }
+        Some(RereadTicket { volume, number, region, epoch })
     }
 
-    /// Puts what has to be sent of a held region under what the open epoch captured: adjoining pieces from the region's start on, `None` for what the
-    /// site has as of `compared`. Without pieces, or if a cut or a lost write came in between, the region stays dirty. Returns
-    /// how many bytes became clean.
-    pub(crate) fn settle_held(
+    /// Puts what has to be sent of a region that was read again under what the open epoch captured: adjoining pieces from the region's start on, `None`
+    /// for what the site has as of `compared`. Without pieces, or if a cut or a lost write came in between, the region stays
+    /// dirty. Returns how many bytes became clean.
+    pub(crate) fn settle_reread(
         &self,
-        ticket: &HoldTicket,
+        ticket: &RereadTicket,
         compared: Option<Epoch>,
         pieces: Option<Vec<(u64, Option<Change>)>>,
     ) -> u64 {
         let mut state = self.lock(ticket.volume);
-        let held = state.leave(ticket.number);
         let at = state.watches.iter().position(|watch| watch.number == ticket.number);
         let watch = state.watches.swap_remove(at.expect("a region is settled once"));
         let spoiled = watch.regions[0].1 && !faults::planted(Bug::IgnoreSpoiledSweep);
         let usable = compared.is_none_or(|epoch| state.is_usable(epoch));
-        let same_epoch = state.epoch == ticket.epoch;
-        let pieces =
-            pieces.filter(|_| usable && same_epoch && !spoiled && state.dirty.contains(ticket.region));
-        let clean = pieces.is_some();
-        if let Some(pieces) = pieces {
-            let mut offset = held.range.start;
-            for (length, change) in pieces {
-                let source = change.map(|change| match change {
-                    Change::Data(payload) => Source::Data { payload, start: 0 },
-                    Change::Zero(_) => Source::Zero,
-                });
-                if let Some(source) = source {
-                    self.record(&mut state, |map| map.fill_gaps(offset, length, &source));
-                }
-                offset += length;
+        let same_epoch = state.epoch == ticket.epoch || faults::planted(Bug::SweepAcrossCut);
+        let settled = usable && same_epoch && !spoiled && state.dirty.contains(ticket.region);
+        let Some(pieces) = pieces.filter(|_| settled) else { return 0 };
+        let range = state.dirty.range_of(ticket.region);
+        let mut offset = range.start;
+        for (length, change) in pieces {
+            let source = change.map(|change| match change {
+                Change::Data(payload) => Source::Data { payload, start: 0 },
+                Change::Zero(_) => Source::Zero,
+            });
+            if let Some(source) = source {
+                self.record(&mut state, |map| map.fill_gaps(offset, length, &source));
             }
-            state.note_change(&held.range);
-            state.dirty.remove(ticket.region);
+            offset += length;
         }
-        self.release(ticket.volume, &state);
-        if clean { REGION_BYTES } else { 0 }
+        state.note_change(&range);
+        state.dirty.remove(ticket.region);
+        REGION_BYTES
     }
 
     /// Whether a sweep would take memory that writes may need, or be in vain: while payload is dropped, regions become dirty
@@ -218,7 +220,12 @@ impl VolumeState {
         covered
             && !self.dirty.contains(region)
             && self.marked.contains(region)
-            && !self.in_flight.iter().any(|write| overlap(&write.range, &range))
+            && !self.is_written(&range, |_| true)
+    }
+
+    /// Whether a write of this kind is in flight to a range.
+    fn is_written(&self, range: &Range<u64>, kind: impl Fn(&InFlight) -> bool) -> bool {
+        self.in_flight.iter().any(|write| overlap(&write.range, range) && kind(write))
     }
 }
 

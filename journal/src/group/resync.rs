@@ -9,10 +9,10 @@ use journal_format::segment::VolumeRecord;
 use journal_format::{BLOCK_BYTES, Epoch, Hash, Timestamp};
 use tracing::{info, warn};
 
-use super::Group;
+use super::{CutRequest, Group};
 use crate::capture::{WatchTicket, pieces};
 use crate::compare::{Compared, Comparer, RegionState};
-use crate::faults;
+use crate::faults::{self, Bug};
 use crate::regions::REGION_BYTES;
 
 /// Regions that are read and compared at once.
@@ -68,8 +68,13 @@ impl Group {
         self.signal.raise();
     }
 
-    /// Makes everything dirty, because somebody asks for it. With `full`, everything is sent without comparing.
+    /// Makes everything dirty, because somebody asks for it, perhaps because a leg was changed behind our back. With `full`, everything is
+    /// sent without comparing.
     pub fn request_resync(&self, full: bool) {
+        // What is captured so far may be older than what the leg holds: what is read from now on goes into a later epoch.
+        if !faults::planted(Bug::ResyncUnderOlderCapture) {
+            drop(self.cut(CutRequest::default()));
+        }
         (0..self.volumes.len()).for_each(|volume| self.capture.mark_all_dirty(volume));
         self.owes_point.store(true, Ordering::Release);
         let mut progress = self.lock(&self.resync);
@@ -178,11 +183,11 @@ impl Group {
         if site.is_some_and(|(_, hashes)| hashes.len() != blocks) {
             return 0;
         }
-        let ticket = self.capture.hold(volume, range);
+        let Some(ticket) = self.capture.begin_reread(volume, range) else { return 0 };
         let pieces = self.read(volume, range).map(|bytes| {
             pieces(&bytes, |number, block| site.is_none_or(|(_, hashes)| Hash::of(block) != hashes[number]))
         });
-        self.capture.settle_held(&ticket, site.map(|(epoch, _)| epoch), pieces)
+        self.capture.settle_reread(&ticket, site.map(|(epoch, _)| epoch), pieces)
     }
 
     fn read(&self, volume: usize, range: &Range<u64>) -> Option<Vec<u8>> {

@@ -3,10 +3,13 @@ use journal_format::{ErrorKind, Generation, Sequence};
 
 use super::simulation::{Simulation, Site, settings};
 use crate::error::JournalError;
+use crate::faults::{Bug, plant};
 use crate::group::{CutRequest, Group, SiteHead, SweepStep};
 use crate::leg::Leg;
 use crate::simulated::{DiskFaults, SimulatedLeg};
 use crate::storage::Storage;
+use crate::tap::TapVolume;
+use journal_nbd::{Export, Payload};
 use std::sync::Arc;
 
 /// A group whose first resync is done and shipped.
@@ -85,15 +88,41 @@ fn after_a_crash_only_what_was_marked_is_compared_and_only_what_differs_is_sent(
 fn a_requested_resync_compares_everything_and_a_full_one_sends_it() {
     let mut simulation = settled();
     let before = simulation.site().received_bytes;
-    simulation.group.request_resync(false);
+    simulation.request_resync(false);
     assert!(simulation.group.resync_status().is_some());
     simulation.settle();
     let compared = simulation.site().received_bytes - before;
-    simulation.group.request_resync(true);
+    simulation.request_resync(true);
     simulation.settle();
     let full = simulation.site().received_bytes - before - compared;
     assert!(full > compared, "compared {compared}, full {full}");
     assert!(simulation.group.resync_status().is_none());
+}
+
+/// Somebody else changes a leg after a write of the guest, and a resync is asked for in the epoch of that write.
+fn change_behind_our_back() {
+    let mut simulation = settled();
+    let tap = TapVolume::new(simulation.group.clone(), 0);
+    tap.write(0, Payload::from_vec(vec![7; 4096])).unwrap();
+    // What the resync cuts first is what the guest wrote.
+    simulation.note_cut();
+    simulation.legs[0].write_behind_our_back(0, &[9; 4096]);
+    simulation.group.request_resync(false);
+    while simulation.group.seal_next() {}
+    simulation.settle();
+}
+
+#[test]
+fn a_requested_resync_finds_what_was_changed_behind_our_back_after_a_captured_write() {
+    change_behind_our_back();
+}
+
+#[test]
+fn the_planted_resync_under_older_capture_is_noticed() {
+    plant(Some(Bug::ResyncUnderOlderCapture));
+    let noticed = std::panic::catch_unwind(change_behind_our_back).is_err();
+    plant(None);
+    assert!(noticed);
 }
 
 #[test]

@@ -77,10 +77,13 @@ struct Link {
 type Cuts = BTreeMap<Epoch, Vec<Vec<u8>>>;
 
 fn cut(group: &Group, legs: &[Arc<SimulatedLeg>], cuts: &Mutex<Cuts>) {
-    let epoch = group.status().open_epoch;
+    note_cut(group, legs, cuts);
     drop(group.cut(CutRequest::default()));
+}
+
+fn note_cut(group: &Group, legs: &[Arc<SimulatedLeg>], cuts: &Mutex<Cuts>) {
     let contents = legs.iter().map(|leg| leg.content()).collect();
-    cuts.lock().unwrap_or_else(PoisonError::into_inner).insert(epoch, contents);
+    cuts.lock().unwrap_or_else(PoisonError::into_inner).insert(group.status().open_epoch, contents);
 }
 
 impl Comparer for Link {
@@ -247,6 +250,17 @@ impl Simulation {
     pub(super) fn cut(&mut self) {
         self.clock.advance(1_000_000);
         cut(&self.group, &self.legs, &self.cuts);
+    }
+
+    /// Asks for a resync, which begins with a cut.
+    pub(super) fn request_resync(&mut self, full: bool) {
+        self.note_cut();
+        self.group.request_resync(full);
+    }
+
+    /// Takes what the legs hold now for what a cut now has to hold.
+    pub(super) fn note_cut(&self) {
+        note_cut(&self.group, &self.legs, &self.cuts);
     }
 
     fn cuts(&self) -> MutexGuard<'_, Cuts> {
