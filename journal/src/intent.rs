@@ -72,6 +72,8 @@ pub struct MarkCounters {
     pub tracking: Tracking,
     /// Marked regions, in bytes.
     pub marked_bytes: u64,
+    /// Regions that would be compared after a crash now, in bytes: marks that were taken away stay on disk for a while.
+    pub after_crash_bytes: u64,
     /// Writes that waited for a mark since the start.
     pub mark_waits: u64,
     /// The longest of these waits in seconds.
@@ -90,6 +92,8 @@ struct Map {
     /// For each page the commit that makes its last change durable.
     due: Vec<u64>,
     pending: BTreeSet<u32>,
+    /// For each page the number of regions that are marked on disk.
+    on_disk: Vec<u32>,
     ahead: Ahead,
     /// Absent while a commit uses it, and after a failure.
     file: Option<Box<dyn UpdateFile>>,
@@ -99,10 +103,12 @@ impl Map {
     fn new(group: &GroupName, name: &VolumeName, bits: RegionSet) -> Map {
         let layout = Layout::new(group, name, bits.size_bytes());
         let pages = layout.pages() as usize;
+        let on_disk = (0..layout.pages()).map(|page| file::count(&file::page_bits(&bits, page))).collect();
         Map {
             name: name.clone(),
             layout,
             bits,
+            on_disk,
             versions: vec![1; pages],
             due: vec![0; pages],
             pending: BTreeSet::new(),
@@ -118,6 +124,19 @@ impl Map {
     }
 }
 
+impl Map {
+    fn after_crash_bytes(&self, tracking: Tracking) -> u64 {
+        match tracking {
+            Tracking::Durable => {
+                self.on_disk.iter().map(|&count| u64::from(count)).sum::<u64>() * REGION_BYTES
+            }
+            Tracking::Untracked => self.bits.regions() * REGION_BYTES,
+            // Nothing would say so.
+            Tracking::InMemory => 0,
+        }
+    }
+}
+
 struct State {
     maps: Vec<Map>,
     session: u64,
@@ -130,6 +149,14 @@ struct State {
     waits: u64,
     wait_max: Duration,
     syncs: u64,
+}
+
+impl State {
+    fn keep(&mut self, Written { volume, file, on_disk }: Written) {
+        let map = &mut self.maps[volume];
+        map.file = Some(file);
+        on_disk.into_iter().for_each(|(page, count)| map.on_disk[page as usize] = count);
+    }
 }
 
 /// The intent maps of a group.
@@ -391,7 +418,7 @@ impl IntentMaps {
         let mut state = self.lock();
         match written {
             Ok(files) => {
-                files.into_iter().for_each(|(volume, file)| state.maps[volume].file = Some(file));
+                files.into_iter().for_each(|written| state.keep(written));
                 state.finished = number;
                 state.syncs += 1;
                 drop(state);
@@ -406,7 +433,7 @@ impl IntentMaps {
         true
     }
 
-    fn write(&self, work: Vec<Work>) -> io::Result<Vec<(usize, Box<dyn UpdateFile>)>> {
+    fn write(&self, work: Vec<Work>) -> io::Result<Vec<Written>> {
         let mut files = Vec::new();
         for Work { volume, layout, file, pages } in work {
             let mut file = file.ok_or_else(|| io::Error::other("the map is not open"))?;
@@ -417,7 +444,8 @@ impl IntentMaps {
             if !faults::planted(Bug::SkipIntentSync) {
                 file.sync()?;
             }
-            files.push((volume, file));
+            let on_disk = pages.iter().map(|page| (page.page, file::count(&page.bits))).collect();
+            files.push(Written { volume, file, on_disk });
         }
         Ok(files)
     }
@@ -468,7 +496,8 @@ impl IntentMaps {
             };
             layout.create(&*self.storage, session, &bits, &versions)?;
             let file = self.storage.update(&name)?;
-            self.lock().maps[volume].file = Some(file);
+            let on_disk = (0..layout.pages()).map(|page| (page, file::count(&file::page_bits(&bits, page))));
+            self.lock().keep(Written { volume, file, on_disk: on_disk.collect() });
         }
         // What was marked meanwhile follows in place; the last look is under the lock that marking needs.
         loop {
@@ -480,8 +509,8 @@ impl IntentMaps {
             }
             let (_, work) = take_work(&mut state);
             drop(state);
-            for (volume, file) in self.write(work)? {
-                self.lock().maps[volume].file = Some(file);
+            for written in self.write(work)? {
+                self.lock().keep(written);
             }
         }
     }
@@ -505,6 +534,7 @@ impl IntentMaps {
         MarkCounters {
             tracking: state.tracking,
             marked_bytes: state.maps.iter().map(|map| map.bits.bytes()).sum(),
+            after_crash_bytes: state.maps.iter().map(|map| map.after_crash_bytes(state.tracking)).sum(),
             mark_waits: state.waits,
             mark_wait_max_seconds: state.wait_max.as_secs_f64(),
             mark_wait_bound_seconds: self.patience.as_secs_f64(),
@@ -560,6 +590,14 @@ struct Work {
     layout: Layout,
     file: Option<Box<dyn UpdateFile>>,
     pages: Vec<MarkedPage>,
+}
+
+/// What is durable of one map.
+struct Written {
+    volume: usize,
+    file: Box<dyn UpdateFile>,
+    /// For each page that was written, how many regions it marks.
+    on_disk: Vec<(u32, u32)>,
 }
 
 fn take_work(state: &mut State) -> (u64, Vec<Work>) {

@@ -198,6 +198,11 @@ pub(super) fn page_bits(bits: &RegionSet, page: u32) -> Vec<u8> {
     bytes
 }
 
+/// How many regions the bits of a page mark.
+pub(super) fn count(bits: &[u8]) -> u32 {
+    bits.iter().map(|byte| byte.count_ones()).sum()
+}
+
 /// Numbers of the regions that a page marks, in a volume of so many.
 pub(super) fn regions_of_page(page: &MarkedPage, regions: u64) -> impl Iterator<Item = u64> + '_ {
     let first = u64::from(page.page).saturating_mul(PAGE_REGIONS);

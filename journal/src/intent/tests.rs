@@ -164,6 +164,21 @@ fn a_mark_that_is_taken_away_while_it_is_written_is_asked_for_again() {
 }
 
 #[test]
+fn what_a_crash_would_cost_is_known() {
+    let host = Host::new();
+    let maps = host.clean();
+    assert_eq!(maps.counters().after_crash_bytes, 0);
+    maps.mark(0, &(0..1));
+    assert_eq!(maps.counters().after_crash_bytes, 16 * R);
+    maps.clear(0, &(0..16).collect::<Vec<_>>());
+    let counters = maps.counters();
+    assert_eq!((counters.marked_bytes, counters.after_crash_bytes), (0, 16 * R));
+    maps.commit();
+    assert_eq!(maps.counters().after_crash_bytes, 0);
+    assert_eq!(count(&host.open(Some(1)).maps), 0);
+}
+
+#[test]
 fn the_replica_is_sent_what_is_marked_before_the_write_goes_on() {
     struct Replica(Mutex<Vec<MarkedPage>>);
     impl MarkReplica for Replica {

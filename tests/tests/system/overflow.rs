@@ -101,7 +101,7 @@ fn a_resync_goes_on_where_it_was_when_either_side_is_killed() -> anyhow::Result<
     ensure!(detail.contains("degraded: resync"), "status says '{detail}'");
     // What is confirmed is not marked any more, and not looked at again.
     lab.eventually("cleared marks", |lab| {
-        Ok(lab.source_status("demo")?["marks"]["marked_bytes"].as_u64() < Some(VOLUME_BYTES * 3 / 4))
+        Ok(lab.source_status("demo")?["marks"]["after_crash_bytes"].as_u64() < Some(VOLUME_BYTES * 3 / 4))
     })?;
     lab.kill_source();
     lab.start_source()?;
