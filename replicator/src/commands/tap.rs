@@ -188,14 +188,16 @@ impl<'a> Disk<'a> {
     }
 }
 
-/// QEMU's node names have at most 31 characters.
-fn node_name(role: &str, device: &str) -> String {
-    let name = format!("3site-{role}-{device}");
-    if name.len() <= 31 { name } else { format!("3site-{role}-{:.16}", blake3_text(device)) }
-}
+/// QEMU's node names begin with a letter and have at most 31 characters, of which `-file` needs five.
+const NODE_NAME_BYTES_MAX: usize = 26;
 
-fn blake3_text(text: &str) -> String {
-    journal_format::Hash::of(text.as_bytes()).to_string()
+fn node_name(role: &str, device: &str) -> String {
+    let name = format!("thirdsite-{role}-{device}");
+    if name.len() <= NODE_NAME_BYTES_MAX {
+        return name;
+    }
+    let hash = journal_format::Hash::of(device.as_bytes()).to_string();
+    format!("thirdsite-{role}-{hash:.12}")
 }
 
 fn report(device: &TapDevice, before: &str, after: &str, pause_ms: Option<f64>) -> anyhow::Result<()> {

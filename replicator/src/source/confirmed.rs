@@ -81,6 +81,12 @@ impl Confirmed {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).newest
     }
 
+    /// Waits for a receipt, or for a change of the timeline.
+    pub(super) fn wait_for_news(&self, patience: Duration) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// Waits until receipts cover `sequence` of a timeline.
     pub(super) fn wait(&self, timeline: u64, sequence: Sequence, patience: Duration) -> Waited {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -27,6 +27,9 @@ use super::pair::replica::PairReplica;
 use crate::failure::{Failure, exit, with_causes};
 use crate::settings::{GroupTable, SourceSettings, VolumeTable};
 
+/// A cut that could not be kept is made again when a receipt comes, or after this time.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
 /// What opening a group needs besides its table.
 pub(super) struct Opening<'a> {
     pub(super) settings: &'a SourceSettings,
@@ -182,9 +185,17 @@ impl Member {
         let deadline = wait.map(|wait| Instant::now() + wait);
         loop {
             let timeline = self.confirmed.timeline();
-            let sealed = self.sealed(request)?;
-            let Some(deadline) = deadline else { return Ok(self.cut_answer(sealed, false)) };
+            let sealed = self.sealed(request);
+            let Some(deadline) = deadline else { return Ok(self.cut_answer(sealed?, false)) };
             let left = deadline.saturating_duration_since(Instant::now());
+            let sealed = match sealed {
+                // A journal that is full has room again when receipts come.
+                Err(failure) if !left.is_zero() && matches!(failure.code, exit::FULL | exit::FAILED) => {
+                    self.confirmed.wait_for_news(left.min(RETRY_PAUSE));
+                    continue;
+                }
+                sealed => sealed?,
+            };
             match self.confirmed.wait(timeline, sealed.position.sequence, left) {
                 Waited::Covered if sealed.is_point => return Ok(self.cut_answer(sealed, true)),
                 Waited::Covered | Waited::Rebased => {}
@@ -213,8 +224,8 @@ impl Member {
 
     fn sealed(&self, request: &CutRequest) -> Result<SealedCut, Failure> {
         let answer = self.group.cut(request.clone()).recv();
-        let sealed = answer
-            .map_err(|_| Failure::new(exit::FAILED, "the agent is ending", "cut again when it is back"))?;
+        let sealed =
+            answer.map_err(|_| Failure::unreachable("the agent is ending", "cut again when it is back"))?;
         sealed.map_err(|error| Failure::of(&error, error.kind(), error.hint()))
     }
 
