@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -160,6 +161,10 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.kill();
+        // Shown if the test fails.
+        for line in self.log.lines().iter().filter(|line| line.contains("ERROR") || line.contains("WARN")) {
+            println!("{}: {line}", self.name);
+        }
     }
 }
 
@@ -198,9 +203,9 @@ impl Lab {
         }
         let own = lab.new_identity("source-id", "pair-a")?;
         let site = lab.new_identity("site-id", "far-site")?;
-        let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
-        fs::write(lab.path("site.toml"), site_settings(port))?;
-        fs::write(lab.path("source.toml"), source_settings(port, &site, groups))?;
+        let address = own_address();
+        fs::write(lab.path("site.toml"), site_settings(address))?;
+        fs::write(lab.path("source.toml"), source_settings(address, &site, groups))?;
         let mut enroll = vec!["site", "enroll", "--name", "pair-a", "--fingerprint", &own];
         let config = lab.path("site.toml").display().to_string();
         enroll.extend(["--config", &config]);
@@ -262,11 +267,10 @@ impl Lab {
             "--group",
             "demo",
         ])?;
-        let port = || anyhow::Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port());
-        let (here, there) = (port()?, port()?);
-        let pair = |role: &str, listen: u16, peer: u16, fingerprint: &str| {
+        let (here, there) = (own_address(), own_address());
+        let pair = |role: &str, listen: SocketAddr, peer: SocketAddr, fingerprint: &str| {
             format!(
-                "[pair]\nrole = \"{role}\"\nlisten = \"127.0.0.1:{listen}\"\npeer = \"127.0.0.1:{peer}\"\n\
+                "[pair]\nrole = \"{role}\"\nlisten = \"{listen}\"\npeer = \"{peer}\"\n\
                  fingerprint = \"{fingerprint}\"\n"
             )
         };
@@ -607,17 +611,26 @@ pub fn wait_for_socket(socket: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn site_settings(port: u16) -> String {
+/// An address that no other laboratory uses, whatever runs beside this process: the host part is the process's own, and the ports are below those that
+/// the system gives out.
+fn own_address() -> SocketAddr {
+    static NEXT_PORT: AtomicU16 = AtomicU16::new(7000);
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let host = Ipv4Addr::new(127, 64 | (high & 63), middle, low);
+    SocketAddr::from((host, NEXT_PORT.fetch_add(1, Ordering::Relaxed)))
+}
+
+fn site_settings(address: SocketAddr) -> String {
     format!(
         "version = 1\nidentity = \"site-id\"\nstore = \"store\"\ncontrol = \"site.sock\"\n\
-         listen = \"127.0.0.1:{port}\"\nenrolled = \"enrolled.toml\"\n"
+         listen = \"{address}\"\nenrolled = \"enrolled.toml\"\n"
     )
 }
 
-fn source_settings(port: u16, fingerprint: &str, groups: &[GroupSpec]) -> String {
+fn source_settings(address: SocketAddr, fingerprint: &str, groups: &[GroupSpec]) -> String {
     let mut text = format!(
         "version = 1\nidentity = \"source-id\"\njournal = \"journal\"\ncontrol = \"source.sock\"\n\
-         [site]\naddress = \"127.0.0.1:{port}\"\nfingerprint = \"{fingerprint}\"\n\
+         [site]\naddress = \"{address}\"\nfingerprint = \"{fingerprint}\"\n\
          [tap]\nlisten = [\"unix:tap.sock\"]\n"
     );
     for group in groups {
