@@ -18,6 +18,8 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::scaled;
+
 /// How long anything may take that is waited for. Only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -170,13 +172,14 @@ impl Drop for Daemon {
 
 /// One protected site and one recovery site.
 pub struct Lab {
-    folder: TempDir,
     groups: Vec<GroupSpec>,
     thirdsite: PathBuf,
     /// The recovery site's daemon, while it runs.
     pub site: Option<Daemon>,
     /// The protected site's agent, while it runs.
     pub source: Option<Daemon>,
+    /// Goes last: the daemons above use it.
+    folder: TempDir,
 }
 
 impl Lab {
@@ -495,6 +498,18 @@ impl Lab {
         let store = self.store().display().to_string();
         let listed = self.json(&["point", "list", group, "--store", &store, "--json"])?;
         Ok(listed["points"].as_array().context("no points in the answer")?.clone())
+    }
+
+    /// Ids of the points that a test looks into: all in the full run, otherwise some from the oldest to the newest, because a busy machine
+    /// takes longer and lists more of them.
+    ///
+    /// # Errors
+    /// If they cannot be listed.
+    pub fn points_to_check(&self, group: &str) -> anyhow::Result<Vec<String>> {
+        let points = self.points(group)?;
+        let step = points.len().div_ceil(scaled(40, u64::MAX) as usize).max(1);
+        let chosen = points.iter().rev().step_by(step).rev();
+        chosen.map(|point| Ok(point["id"].as_str().context("a point without an id")?.to_owned())).collect()
     }
 
     /// Restores a volume of a point and reads it.

@@ -10,18 +10,22 @@ use anyhow::{Context, bail};
 
 const USAGE: &str = "usage: bench NAME [--json] [--seconds N] [--rounds N]
 
-  tap    4 KiB random writes at queue depth 16 and 1 MiB sequential writes through the tap with
-         capture on, against qemu-nbd and nbdkit file
+  tap    random, sequential, flushed and mixed requests through the tap with capture, intent map, sealing and a
+         pair's standby, against qemu-nbd, qemu-storage-daemon and nbdkit file
 
-  --json       the last line is one JSON object with every figure (always printed)
-  --seconds N  length of one measurement [default: 4]
-  --rounds N   measurements of each server [default: 5]";
+  --json         the last line is one JSON object with every figure (always printed)
+  --seconds N    length of one measurement [default: 4]
+  --rounds N     measurements of each server [default: 5]
+  --medium NAME  only with the files in 'memory', or on 'disk'
+  --job NAME     only this pattern of requests";
 
 /// How much is measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Options {
     seconds: u64,
     rounds: usize,
+    medium: Option<String>,
+    job: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -36,14 +40,17 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let mut options = Options { seconds: 4, rounds: 5 };
+    let mut options = Options { seconds: 4, rounds: 5, medium: None, job: None };
     let mut name = None;
     while let Some(argument) = arguments.next() {
-        let mut number = || arguments.next().context("a number is missing")?.parse().context("not a number");
+        let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
+        let number = |text: String| text.parse::<u64>().with_context(|| format!("'{text}' is not a number"));
         match argument.as_str() {
             "--json" => {}
-            "--seconds" => options.seconds = number()?,
-            "--rounds" => options.rounds = number()? as usize,
+            "--seconds" => options.seconds = number(value()?)?,
+            "--rounds" => options.rounds = number(value()?)? as usize,
+            "--medium" => options.medium = Some(value()?),
+            "--job" => options.job = Some(value()?),
             "--help" | "-h" => {
                 println!("{USAGE}");
                 return Ok(());
@@ -53,7 +60,7 @@ fn run() -> anyhow::Result<()> {
         }
     }
     match name.as_deref() {
-        Some("tap") => tap::run(options),
+        Some("tap") => tap::run(&options),
         Some(other) => bail!("there is no benchmark '{other}'\n{USAGE}"),
         None => bail!("which benchmark?\n{USAGE}"),
     }

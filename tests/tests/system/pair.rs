@@ -134,15 +134,14 @@ fn the_pair_goes_on_on_the_other_leg_when_the_active_host_is_killed() -> anyhow:
         lab.restored("demo", "disk0", last)? == fs::read(active.leg(&lab))?,
         "the last point differs from the leg"
     );
-    let points = lab.points("demo")?;
+    let points = lab.points_to_check("demo")?;
     for point in &points {
-        let id = point["id"].as_str().context("no id")?;
-        let verdict = history.check(&[lab.restored("demo", "disk0", id)?], CutWindow::default());
-        ensure!(verdict.is_ok(), "point {id}: {}", verdict.unwrap_err());
+        let verdict = history.check(&[lab.restored("demo", "disk0", point)?], CutWindow::default());
+        ensure!(verdict.is_ok(), "point {point}: {}", verdict.unwrap_err());
     }
     let site = lab.site_status("demo")?;
     println!(
-        "{kills} kills, {fresh} with a fresh map, {} writes, {} points; the site received {} bytes, {} of them again",
+        "{kills} kills, {fresh} with a fresh map, {} writes, {} points checked; the site received {} bytes, {} of them again",
         history.writes.len(),
         points.len(),
         site["received_bytes"],

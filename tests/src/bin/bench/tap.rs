@@ -1,4 +1,4 @@
-//! The tap against other NBD servers, on the same file in memory, driven by fio.
+//! The tap against other NBD servers, on the same file, in memory and on a disk, driven by fio.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -31,6 +31,18 @@ const JOBS: [Job; 7] = [
     Job { name: "64k-sequential-qd4", arguments: "--rw=write --bs=64k --iodepth=4" },
     Job { name: "1m-sequential-qd4", arguments: "--rw=write --bs=1m --iodepth=4" },
 ];
+
+/// Where the files lie.
+struct Medium {
+    name: &'static str,
+    folder: &'static str,
+}
+
+const MEDIA: [Medium; 2] =
+    [Medium { name: "memory", folder: "/dev/shm" }, Medium { name: "disk", folder: "/var/tmp" }];
+
+/// Measurements by medium, job and server.
+type Samples = BTreeMap<(&'static str, &'static str, &'static str), Vec<Sample>>;
 
 /// The servers, in the order of the table; ours without and with a standby first.
 const SERVERS: [&str; 5] = ["thirdsite", "thirdsite-pair", "qemu-nbd", "qemu-storage-daemon", "nbdkit"];
@@ -72,28 +84,51 @@ impl Drop for Peer {
     }
 }
 
-pub(super) fn run(options: Options) -> anyhow::Result<()> {
+pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     for tool in ["fio", "qemu-nbd", "qemu-storage-daemon", "nbdkit"] {
         let found = Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         found.with_context(|| format!("'{tool}' is missing; .ci/setup installs it"))?;
     }
-    let mut samples: BTreeMap<(&str, &str), Vec<Sample>> = BTreeMap::new();
+    let chosen = |name: &str, only: &Option<String>| only.as_deref().is_none_or(|only| name == only);
+    let jobs: Vec<&Job> = JOBS.iter().filter(|job| chosen(job.name, &options.job)).collect();
+    let media: Vec<&Medium> = MEDIA.iter().filter(|medium| chosen(medium.name, &options.medium)).collect();
+    ensure!(!jobs.is_empty(), "there is no such job; the jobs are {}", JOBS.map(|job| job.name).join(", "));
+    ensure!(!media.is_empty(), "there is no such medium; the media are memory and disk");
+    let mut samples = Samples::new();
     for round in 0..options.rounds {
-        for job in &JOBS {
-            for place in 0..SERVERS.len() {
-                // The order rotates, so that no server always has the quiet moment.
-                let server = SERVERS[(place + round) % SERVERS.len()];
-                eprintln!("round {} of {}: {} {server}", round + 1, options.rounds, job.name);
-                let sample = measure(server, job, options.seconds)?;
-                samples.entry((job.name, server)).or_default().push(sample);
+        for medium in &media {
+            for job in &jobs {
+                for place in 0..SERVERS.len() {
+                    // The order rotates, so that no server always has the quiet moment.
+                    let server = SERVERS[(place + round) % SERVERS.len()];
+                    eprintln!(
+                        "round {} of {}: {} {} {server}",
+                        round + 1,
+                        options.rounds,
+                        medium.name,
+                        job.name
+                    );
+                    let sample = measure(server, job, Path::new(medium.folder), options.seconds)?;
+                    samples.entry((medium.name, job.name, server)).or_default().push(sample);
+                }
             }
         }
     }
-    report(&samples, options)
+    let mut reports = serde_json::Map::new();
+    for medium in &media {
+        println!("\n{} ({})", medium.name, medium.folder);
+        reports.insert(medium.name.to_owned(), report(&samples, medium, &jobs));
+    }
+    let line = json!({
+        "bench": "tap", "seconds": options.seconds, "rounds": options.rounds, "media": reports,
+        "load": fs::read_to_string("/proc/loadavg")?.trim(), "machine": machine()?,
+    });
+    println!("{line}");
+    Ok(())
 }
 
-fn measure(server: &str, job: &Job, seconds: u64) -> anyhow::Result<Sample> {
-    let running = start(server)?;
+fn measure(server: &str, job: &Job, place: &Path, seconds: u64) -> anyhow::Result<Sample> {
+    let running = start(server, place)?;
     let (cpu_before, serving_before) = cpu_seconds(running.id)?;
     let output = Command::new("fio")
         .args(["--name=job", "--ioengine=nbd", "--output-format=json", "--randrepeat=1", "--time_based=1"])
@@ -121,11 +156,11 @@ fn measure(server: &str, job: &Job, seconds: u64) -> anyhow::Result<Sample> {
     })
 }
 
-fn start(server: &str) -> anyhow::Result<Running> {
+fn start(server: &str, place: &Path) -> anyhow::Result<Running> {
     if server.starts_with("thirdsite") {
-        return start_ours(server == "thirdsite-pair");
+        return start_ours(server == "thirdsite-pair", place);
     }
-    let folder = tempfile::Builder::new().prefix("bench-").tempdir_in("/dev/shm")?;
+    let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(place)?;
     let (file, socket) = (folder.path().join("disk.raw"), folder.path().join("nbd.sock"));
     allocate(&file)?;
     let mut command = Command::new(server);
@@ -155,8 +190,7 @@ fn start(server: &str) -> anyhow::Result<Running> {
 
 /// The agent as it runs in production: capture, intent map, cuts every second, sealing into a journal, and, with `pair`, a standby that gets marks and
 /// segments. The recovery site goes away when the first sync is done: sending to it is not measured here.
-fn start_ours(pair: bool) -> anyhow::Result<Running> {
-    let place = Path::new("/dev/shm");
+fn start_ours(pair: bool, place: &Path) -> anyhow::Result<Running> {
     let mut lab =
         if pair { Lab::pair_in(place, FILE_BYTES, "")? } else { Lab::demo_in(place, &[FILE_BYTES])? };
     allocate(&lab.leg("demo", "disk0"))?;
@@ -226,58 +260,53 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn report(samples: &BTreeMap<(&str, &str), Vec<Sample>>, options: Options) -> anyhow::Result<()> {
+/// Prints the table of one medium and answers its figures.
+fn report(samples: &Samples, medium: &Medium, jobs: &[&Job]) -> Value {
     println!(
         "{:<21}{:<20}{:>9}{:>8}{:>11}{:>19}{:>9}{:>9}{:>9}",
         "job", "server", "ops/s", "MB/s", "CPU us/op", "serving CPU us/op", "p50 us", "p99 us", "p99.9 us"
     );
-    let mut jobs = serde_json::Map::new();
-    for job in &JOBS {
-        let mut servers = serde_json::Map::new();
-        for server in SERVERS {
-            let of = |field: &dyn Fn(&Sample) -> f64| median(samples[&(job.name, server)].iter().map(field));
-            let (ops, mb) = (of(&|s| s.operations_per_second), of(&|s| s.megabytes_per_second));
-            let (cpu, serving) = (of(&|s| s.cpu_us), of(&|s| s.serving_cpu_us));
-            let [p50, p99, p999] = [0, 1, 2].map(|place| of(&|s| s.latency_us[place]));
-            println!(
-                "{:<21}{server:<20}{ops:>9.0}{mb:>8.0}{cpu:>11.1}{serving:>19.1}{p50:>9.0}{p99:>9.0}{p999:>9.0}",
-                job.name
-            );
-            servers.insert(
-                server.to_owned(),
-                json!({
-                    "ops_per_second": ops, "mb_per_second": mb, "cpu_us": cpu, "serving_cpu_us": serving,
-                    "p50_us": p50, "p99_us": p99, "p999_us": p999,
-                }),
-            );
-        }
-        let value = |server: &str, key: &str| servers[server][key].as_f64().unwrap_or(f64::NAN);
-        let best = |key: &str, pick: fn(f64, f64) -> f64| {
-            SERVERS[OURS..].iter().map(|server| value(server, key)).reduce(pick).unwrap_or(f64::NAN)
+    let report_of = |job: &&Job| (job.name.to_owned(), report_job(samples, medium, job));
+    jobs.iter().map(report_of).collect::<serde_json::Map<_, _>>().into()
+}
+
+fn report_job(samples: &Samples, medium: &Medium, job: &Job) -> Value {
+    let mut servers = serde_json::Map::new();
+    for server in SERVERS {
+        let of = |field: &dyn Fn(&Sample) -> f64| {
+            median(samples[&(medium.name, job.name, server)].iter().map(field))
         };
-        let mut ratios = serde_json::Map::new();
-        for ours in &SERVERS[..OURS] {
-            let speed = value(ours, "ops_per_second") / best("ops_per_second", f64::max);
-            let cpu = value(ours, "cpu_us") / best("cpu_us", f64::min);
-            let serving = value(ours, "serving_cpu_us") / best("cpu_us", f64::min);
-            let p99 = value(ours, "p99_us") / best("p99_us", f64::min);
-            println!(
-                "{:<21}{ours:<20}to the best peer: speed {speed:.2}, CPU {cpu:.2}, serving CPU {serving:.2}, p99 {p99:.2}",
-                job.name
-            );
-            ratios.insert(
-                (*ours).to_owned(),
-                json!({"speed": speed, "cpu": cpu, "serving_cpu": serving, "p99": p99}),
-            );
-        }
-        jobs.insert(job.name.to_owned(), json!({"servers": servers, "ratios": ratios}));
+        let (ops, mb) = (of(&|s| s.operations_per_second), of(&|s| s.megabytes_per_second));
+        let (cpu, serving) = (of(&|s| s.cpu_us), of(&|s| s.serving_cpu_us));
+        let [p50, p99, p999] = [0, 1, 2].map(|place| of(&|s| s.latency_us[place]));
+        println!(
+            "{:<21}{server:<20}{ops:>9.0}{mb:>8.0}{cpu:>11.1}{serving:>19.1}{p50:>9.0}{p99:>9.0}{p999:>9.0}",
+            job.name
+        );
+        let figures = json!({
+            "ops_per_second": ops, "mb_per_second": mb, "cpu_us": cpu, "serving_cpu_us": serving,
+            "p50_us": p50, "p99_us": p99, "p999_us": p999,
+        });
+        servers.insert(server.to_owned(), figures);
     }
-    let line = json!({
-        "bench": "tap", "seconds": options.seconds, "rounds": options.rounds, "jobs": jobs,
-        "load": fs::read_to_string("/proc/loadavg")?.trim(), "machine": machine()?,
-    });
-    println!("{line}");
-    Ok(())
+    let value = |server: &str, key: &str| servers[server][key].as_f64().unwrap_or(f64::NAN);
+    let best = |key: &str, pick: fn(f64, f64) -> f64| {
+        SERVERS[OURS..].iter().map(|server| value(server, key)).reduce(pick).unwrap_or(f64::NAN)
+    };
+    let mut ratios = serde_json::Map::new();
+    for ours in &SERVERS[..OURS] {
+        let speed = value(ours, "ops_per_second") / best("ops_per_second", f64::max);
+        let cpu = value(ours, "cpu_us") / best("cpu_us", f64::min);
+        let serving = value(ours, "serving_cpu_us") / best("cpu_us", f64::min);
+        let p99 = value(ours, "p99_us") / best("p99_us", f64::min);
+        println!(
+            "{:<21}{ours:<20}to the best peer: speed {speed:.2}, CPU {cpu:.2}, serving CPU {serving:.2}, p99 {p99:.2}",
+            job.name
+        );
+        let figures = json!({"speed": speed, "cpu": cpu, "serving_cpu": serving, "p99": p99});
+        ratios.insert((*ours).to_owned(), figures);
+    }
+    json!({"servers": servers, "ratios": ratios})
 }
 
 fn machine() -> anyhow::Result<Value> {
