@@ -314,6 +314,11 @@ impl Capture {
         self.held_bytes.load(Ordering::Relaxed)
     }
 
+    /// Limit of the payload held in memory, in bytes.
+    pub(crate) fn budget_bytes(&self) -> u64 {
+        self.budget_bytes
+    }
+
     /// Payload dropped for want of memory since the start, in bytes.
     pub(crate) fn dropped_bytes(&self) -> u64 {
         self.dropped_bytes.load(Ordering::Relaxed)

@@ -31,7 +31,7 @@ use crate::error::JournalError;
 use crate::faults::{self, Bug};
 use crate::intent::{Found, IntentMaps, MarkReplica, MarkedPage};
 use crate::leg::Leg;
-use crate::seal::{SealRequest, seal};
+use crate::seal::{SealRequest, level_under_pressure, seal};
 use crate::storage::Storage;
 
 /// Payload pinned beyond what is held, at which small payloads are copied, in bytes.
@@ -354,6 +354,8 @@ impl Group {
             definition: self.definition.as_ref().map_or(Hash::ZERO, GroupDefinition::hash),
             written_bytes: state.written_since_point,
         });
+        let held_bytes = self.capture.held_bytes();
+        let level = level_under_pressure(self.build.level, held_bytes, self.capture.budget_bytes());
         let request = SealRequest {
             group: &self.name,
             generation,
@@ -363,7 +365,7 @@ impl Group {
             volumes: &self.volumes,
             point,
             definition: self.definition.as_ref().filter(|_| !state.definition_sent),
-            options: self.build,
+            options: BuildOptions { level, ..self.build },
         };
         let mut position = None;
         let keep = |stored: StoredSegment| {

@@ -64,6 +64,16 @@ pub(crate) fn seal(
     keep(part.finish(true)?)
 }
 
+/// The zstd level to seal at, of at most `level`, while so much of the payload's budget is in use. A guest that writes faster than is sealed
+/// would lose granularity: what compresses less well is better than what is dropped.
+pub(crate) fn level_under_pressure(level: i32, held_bytes: u64, budget_bytes: u64) -> i32 {
+    match held_bytes.saturating_mul(8) / budget_bytes.max(1) {
+        0..=1 => level,
+        2..=3 => level.min(-1),
+        _ => level.min(-5),
+    }
+}
+
 /// Says whether the journal has room for a segment of so many bytes.
 pub(crate) type CheckRoom<'a> = dyn Fn(u64) -> Result<(), JournalError> + 'a;
 
@@ -141,5 +151,17 @@ fn meta(request: &SealRequest<'_>, part: u16, last: bool) -> SegmentMeta {
         volumes: request.volumes.to_vec(),
         point: request.point.clone().filter(|_| last),
         definition: request.definition.filter(|_| part == 0).cloned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::level_under_pressure;
+
+    #[test]
+    fn the_level_falls_as_memory_fills_and_never_rises() {
+        let levels = |level| [0, 24, 25, 49, 50, 100].map(|held| level_under_pressure(level, held, 100));
+        assert_eq!(levels(3), [3, 3, -1, -1, -5, -5]);
+        assert_eq!(levels(-7), [-7; 6]);
     }
 }

@@ -169,13 +169,15 @@ impl SegmentBuilder {
             _ => (FrameCodec::Stored, &raw[..]),
         };
         self.bytes.extend_from_slice(stored);
+        let raw_hash = Hash::of(raw);
+        let stored_hash = if codec == FrameCodec::Stored { raw_hash } else { Hash::of(stored) };
         self.frames.push(FrameEntry {
             offset,
             stored_bytes: stored.len() as u32,
             raw_bytes: raw.len() as u32,
             codec,
-            stored_hash: Hash::of(stored),
-            raw_hash: Hash::of(raw),
+            stored_hash,
+            raw_hash,
         });
         self.payload_bytes += raw.len() as u64;
         self.open_frame.clear();

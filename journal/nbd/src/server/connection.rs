@@ -301,6 +301,18 @@ impl Connection<'_> {
     }
 
     fn sync(&mut self, cookie: u64) -> Result<(), ConnectionError> {
+        match self.line.flush_now() {
+            Some(Ok(())) => {
+                self.replies.push(&reply::done(cookie));
+                return self.bound_replies();
+            }
+            Some(Err(errno)) => {
+                let style = self.line.style;
+                self.replies.append(|out| style.error(cookie, errno, out));
+                return self.bound_replies();
+            }
+            None => {}
+        }
         self.send_before_queueing()?;
         self.line.submit_sync(cookie);
         Ok(())

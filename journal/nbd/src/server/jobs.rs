@@ -9,9 +9,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::errno::Errno;
 use crate::reply::{self, ReplyStyle};
@@ -20,6 +21,11 @@ use crate::stream::Stream;
 
 /// How long an idle thread stays.
 const IDLE_TIME: Duration = Duration::from_secs(10);
+/// A flush that takes no longer costs less than waking another thread for it and being woken again.
+const QUICK_FLUSH_TIME_MAX: Duration = Duration::from_micros(50);
+/// So many have to be quick before one is tried on the connection's thread, where a slow one would hold up what is behind it: a disk
+/// answers quickly, too, if there is nothing to write.
+const QUICK_FLUSHES_MIN: u32 = 32;
 
 /// What a connection and its workers share.
 pub(super) struct Line {
@@ -33,6 +39,8 @@ pub(super) struct Line {
     job_done: Condvar,
     workers_max: usize,
     waiting_max: usize,
+    /// Flushes in a row that took no time to speak of.
+    quick_flushes: AtomicU32,
 }
 
 #[derive(Default)]
@@ -80,6 +88,7 @@ impl Line {
             job_done: Condvar::new(),
             workers_max: workers_max.max(1),
             waiting_max: waiting_max.max(1),
+            quick_flushes: AtomicU32::new(0),
         })
     }
 
@@ -92,6 +101,22 @@ impl Line {
     /// Whether a further request that waits would have to wait for its turn too.
     pub(super) fn is_full(&self) -> bool {
         self.lock().waiting >= self.waiting_max
+    }
+
+    /// Flushes at once, on the connection's own thread, if that is quicker than to hand it to another: the medium has flushed without delay
+    /// for a while, and nobody waits. `None` if not.
+    pub(super) fn flush_now(&self) -> Option<Result<(), Errno>> {
+        let quick = self.quick_flushes.load(Ordering::Relaxed) >= QUICK_FLUSHES_MIN;
+        (quick && self.lock().waiting == 0).then(|| self.flush())
+    }
+
+    fn flush(&self) -> Result<(), Errno> {
+        let began = Instant::now();
+        let result = guarded(|| self.session.export().flush());
+        let quick = began.elapsed() <= QUICK_FLUSH_TIME_MAX;
+        let before = self.quick_flushes.load(Ordering::Relaxed);
+        self.quick_flushes.store(if quick { before.saturating_add(1) } else { 0 }, Ordering::Relaxed);
+        result
     }
 
     pub(super) fn submit_read(self: &Arc<Self>, job: ReadJob) {
@@ -210,7 +235,7 @@ impl Line {
     }
 
     fn perform_flush(&self, cookies: &[u64], buffer: &mut Vec<u8>) -> usize {
-        let result = guarded(|| self.session.export().flush());
+        let result = self.flush();
         for cookie in cookies {
             match result {
                 Ok(()) => buffer.extend(reply::done(*cookie)),
