@@ -70,6 +70,8 @@ struct InFlight {
 
 #[derive(Debug)]
 struct VolumeState {
+    /// It was added to a group that has points: they do without it until nothing of it is dirty.
+    joining: bool,
     epoch: Epoch,
     map: ExtentMap,
     dirty: RegionSet,
@@ -89,6 +91,11 @@ struct VolumeState {
 }
 
 impl VolumeState {
+    /// Whether a cut now could be a point, as far as this volume goes.
+    fn is_whole(&self) -> bool {
+        self.joining || self.dirty.is_empty()
+    }
+
     fn mark_dirty(&mut self, range: Range<u64>) {
         self.watches.iter_mut().for_each(|watch| watch.spoil(&range));
         self.lost_behind = Epoch(self.epoch.0.saturating_sub(1));
@@ -132,8 +139,10 @@ pub(crate) struct EpochChanges {
     pub(crate) volumes: Vec<ExtentMap>,
     /// Bytes that the guest wrote, those written twice counted twice.
     pub(crate) written_bytes: u64,
-    /// Whether nothing was dirty: the state at the end of the epoch is known in full.
+    /// Whether nothing was dirty in the volumes that points hold: their state at the end of the epoch is known in full.
     pub(crate) complete: bool,
+    /// For each volume whether points do not hold it yet.
+    pub(crate) joining: Vec<bool>,
 }
 
 impl EpochChanges {
@@ -165,6 +174,7 @@ impl Capture {
         let volume = |(number, &size_bytes): (usize, &u64)| Volume {
             size_bytes,
             state: Mutex::new(VolumeState {
+                joining: false,
                 epoch,
                 map: ExtentMap::default(),
                 dirty: RegionSet::new(size_bytes),
@@ -249,9 +259,12 @@ impl Capture {
         faults::step("cut");
         let mut states = self.lock_all();
         let epoch = states[0].epoch;
-        let complete =
-            states.iter().all(|state| state.dirty.is_empty()) || faults::planted(Bug::PointWhileDirty);
-        let mut changes = EpochChanges { epoch, volumes: Vec::new(), written_bytes: 0, complete };
+        for state in &mut states {
+            state.joining &= !state.dirty.is_empty();
+        }
+        let complete = states.iter().all(|state| state.is_whole()) || faults::planted(Bug::PointWhileDirty);
+        let joining = states.iter().map(|state| state.joining).collect();
+        let mut changes = EpochChanges { epoch, volumes: Vec::new(), written_bytes: 0, complete, joining };
         for state in &mut states {
             changes.volumes.push(std::mem::take(&mut state.map));
             changes.written_bytes += std::mem::take(&mut state.written_bytes);
@@ -302,6 +315,27 @@ impl Capture {
     /// Payload in the open epoch, in bytes.
     pub(crate) fn open_bytes(&self) -> u64 {
         (0..self.volumes.len()).map(|volume| self.lock(volume).map.payload_bytes()).sum()
+    }
+
+    /// Makes a volume one that points do not hold until nothing of it is dirty.
+    pub(crate) fn begin_joining(&self, volume: usize) {
+        self.lock(volume).joining = true;
+    }
+
+    /// For each volume whether points do not hold it yet.
+    pub(crate) fn joining(&self) -> Vec<bool> {
+        (0..self.volumes.len()).map(|volume| self.lock(volume).joining).collect()
+    }
+
+    /// Whether a cut now would be a point.
+    pub(crate) fn is_whole(&self) -> bool {
+        (0..self.volumes.len()).all(|volume| self.lock(volume).is_whole())
+    }
+
+    /// Whether points could hold a volume from the next cut on that they do not hold yet.
+    pub(crate) fn can_join(&self) -> bool {
+        let ready = |state: &VolumeState| state.joining && state.dirty.is_empty();
+        (0..self.volumes.len()).any(|volume| ready(&self.lock(volume)))
     }
 
     /// Size of all dirty regions, in bytes.

@@ -18,7 +18,7 @@ use crate::storage::Storage;
 
 const STATE_FILE: &str = "journal.json";
 const STATE_FORMAT: &str = "thirdsite-journal";
-const STATE_VERSION: u32 = 2;
+const STATE_VERSION: u32 = 3;
 
 /// A sealed segment in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct StoredSegment {
 pub(crate) struct KnownVolume {
     pub(crate) name: VolumeName,
     pub(crate) size_bytes: u64,
+    /// Points do not hold it yet.
+    pub(crate) joining: bool,
 }
 
 /// Written at an orderly end: nothing is dirty, everything captured is sealed.

@@ -106,8 +106,11 @@ struct QueuedCut {
 struct SealState {
     /// Cuts of earlier epochs may lack changes that were lost after they were taken.
     tainted_before: Epoch,
-    definition_sent: bool,
+    /// Hash of the definition that the chain carries.
+    definition_sent: Option<Hash>,
     written_since_point: u64,
+    /// Volumes that points do not hold, as `journal.json` says.
+    joining: usize,
 }
 
 /// Wakes the group's threads. A raise between `seen` and `wait` is not missed.
@@ -200,9 +203,12 @@ impl Group {
         let opening = Opening { volumes: &volumes, legs: &legs, opened: &opened, found: &maps.found };
         opening.mark_untracked(&capture, maps.session);
         opening.note_waiting(&capture);
+        opening.begin_joining(&capture);
+        let joining = capture.joining();
         let is_new = opened.session.is_none();
         let chain = opened.chain;
-        if let Err(error) = chain.save_state(intents.session(), known_volumes(&volumes), None) {
+        let known = known_volumes(with_joining(&volumes, &joining));
+        if let Err(error) = chain.save_state(intents.session(), known, None) {
             if is_new {
                 return Err(error);
             }
@@ -218,7 +224,7 @@ impl Group {
             capture,
             intents,
             chain: Mutex::new(chain),
-            sealing: Mutex::default(),
+            sealing: Mutex::new(SealState { joining: count(&joining), ..SealState::default() }),
             last_point: Mutex::default(),
             lost_cuts: AtomicU64::new(0),
             queue: Mutex::default(),
@@ -274,7 +280,7 @@ impl Group {
 
     /// Whether a cut now would carry anything that the last one did not.
     pub fn wants_cut(&self) -> bool {
-        self.capture.has_changes() || self.owes_point() || self.owes_epoch()
+        self.capture.has_changes() || self.owes_point() || self.owes_epoch() || self.capture.can_join()
     }
 
     /// Payload in the open epoch, in bytes.
@@ -285,7 +291,7 @@ impl Group {
     /// Whether the state is complete now and no point says so yet: after a resync of which nothing was left to send.
     fn owes_point(&self) -> bool {
         let queue_empty = self.lock(&self.queue).is_empty();
-        queue_empty && self.owes_point.load(Ordering::Acquire) && self.capture.dirty_bytes() == 0
+        queue_empty && self.owes_point.load(Ordering::Acquire) && self.capture.is_whole()
     }
 
     /// Whether an epoch before the open one is in no segment, because it was given up: a resync waits until the site has come so far.
@@ -344,6 +350,10 @@ impl Group {
         if epoch < first_epoch {
             return Err(self.cut_lost("the recovery site is ahead of it"));
         }
+        let volumes: Vec<VolumeRecord> = with_joining(&self.volumes, &cut.changes.joining).collect();
+        let held = |name: &VolumeName| volumes.iter().any(|volume| volume.name == *name && !volume.joining);
+        let definition = self.definition.as_ref().and_then(|definition| definition.restricted_to(held));
+        let definition_hash = definition.as_ref().map(GroupDefinition::hash);
         let is_point = cut.changes.complete && epoch >= state.tainted_before;
         state.written_since_point += cut.changes.written_bytes;
         let point = is_point.then(|| PointRecord {
@@ -351,7 +361,7 @@ impl Group {
             time: cut.time,
             kind: PointKind::Crash,
             bookmark: cut.bookmark.clone(),
-            definition: self.definition.as_ref().map_or(Hash::ZERO, GroupDefinition::hash),
+            definition: definition_hash.unwrap_or(Hash::ZERO),
             written_bytes: state.written_since_point,
         });
         let held_bytes = self.capture.held_bytes();
@@ -362,9 +372,9 @@ impl Group {
             first_epoch,
             last_epoch: epoch,
             sealed_at: self.clock.now(),
-            volumes: &self.volumes,
+            volumes: &volumes,
             point,
-            definition: self.definition.as_ref().filter(|_| !state.definition_sent),
+            definition: definition.as_ref().filter(|_| state.definition_sent != definition_hash),
             options: BuildOptions { level, ..self.build },
         };
         let mut position = None;
@@ -375,7 +385,8 @@ impl Group {
         };
         let check_room = |size_bytes: u64| self.lock(&self.chain).check_room(size_bytes);
         seal(&request, &cut.changes, next, &*storage, keep, &check_room)?;
-        state.definition_sent = true;
+        state.definition_sent = definition_hash;
+        self.note_joined(state, &cut.changes.joining);
         let position = position.expect("an epoch is sealed into at least one segment");
         let sealed = SealedCut { point: PointId { generation, epoch }, position, time: cut.time, is_point };
         self.owes_point.store(!is_point, Ordering::Release);
@@ -384,6 +395,22 @@ impl Group {
             *self.lock(&self.last_point) = Some(sealed);
         }
         Ok(sealed)
+    }
+
+    /// Notes durably which volumes points hold, when that has changed.
+    fn note_joined(&self, state: &mut SealState, joining: &[bool]) {
+        let waiting = count(joining);
+        if waiting == state.joining {
+            return;
+        }
+        state.joining = waiting;
+        let known = known_volumes(with_joining(&self.volumes, joining));
+        match self.lock(&self.chain).save_state(self.intents.session(), known, None) {
+            Ok(()) => info!(group = %self.name, waiting, "points hold a volume that was added"),
+            Err(error) => {
+                warn!(group = %self.name, error = with_causes(&error), "journal.json could not be replaced; after a restart the volume joins anew");
+            }
+        }
     }
 
     /// Takes a written segment into the chain, unless the chain was rebased while it was being written.
@@ -422,6 +449,20 @@ impl Group {
         JournalError::CutLost { group: self.name.clone(), reason: reason.to_owned() }
     }
 
+    /// Seals and flushes while the taps go on, so that there is little left to do for [`Group::close`].
+    pub fn prepare_close(&self) {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        if self.wants_cut() {
+            // Whatever comes of it: closing does what is left.
+            let _ = self.cut(CutRequest::default()).recv_timeout(PATIENCE);
+        }
+        for (volume, leg) in self.volumes.iter().zip(&self.legs) {
+            if let Err(error) = leg.flush() {
+                warn!(group = %self.name, volume = %volume.name, %error, "the leg cannot be flushed");
+            }
+        }
+    }
+
     /// Ends in order: seals what is captured and, if nothing is dirty, notes that the next start needs no resync. The taps are
     /// closed and the workers stopped before.
     ///
@@ -446,7 +487,8 @@ impl Group {
         let chain = self.lock(&self.chain);
         let legs = self.legs.iter().map(|leg| leg.stamp()).collect();
         let clean = CleanRecord { head: chain.head(), legs };
-        chain.save_state(self.intents.session(), known_volumes(&self.volumes), Some(clean))
+        let known = known_volumes(with_joining(&self.volumes, &self.capture.joining()));
+        chain.save_state(self.intents.session(), known, Some(clean))
     }
 
     /// Takes marks out of the intent maps whose regions hold nothing that the recovery site may lack. Flushes the legs that have
@@ -491,10 +533,21 @@ impl Group {
     }
 }
 
-fn known_volumes(volumes: &[VolumeRecord]) -> Vec<KnownVolume> {
-    let known =
-        |volume: &VolumeRecord| KnownVolume { name: volume.name.clone(), size_bytes: volume.size_bytes };
-    volumes.iter().map(known).collect()
+fn known_volumes(volumes: impl Iterator<Item = VolumeRecord>) -> Vec<KnownVolume> {
+    let known = |volume: VolumeRecord| {
+        let VolumeRecord { name, size_bytes, joining, .. } = volume;
+        KnownVolume { name, size_bytes, joining }
+    };
+    volumes.map(known).collect()
+}
+
+fn count(joining: &[bool]) -> usize {
+    joining.iter().filter(|joining| **joining).count()
+}
+
+/// The volumes with whether points do not hold them yet.
+fn with_joining(volumes: &[VolumeRecord], joining: &[bool]) -> impl Iterator<Item = VolumeRecord> {
+    volumes.iter().zip(joining).map(|(volume, &joining)| VolumeRecord { joining, ..volume.clone() })
 }
 
 fn check_sizes(volumes: &[VolumeSettings], known: &[KnownVolume]) -> Result<(), JournalError> {
@@ -510,7 +563,8 @@ fn check_sizes(volumes: &[VolumeSettings], known: &[KnownVolume]) -> Result<(), 
 }
 
 fn volume_record(volume: &VolumeSettings) -> VolumeRecord {
-    VolumeRecord { name: volume.name.clone(), kind: volume.kind, size_bytes: volume.leg.size_bytes() }
+    let size_bytes = volume.leg.size_bytes();
+    VolumeRecord { name: volume.name.clone(), kind: volume.kind, size_bytes, joining: false }
 }
 
 /// What opening found, and what it is compared with.
@@ -548,6 +602,19 @@ impl Opening<'_> {
         }
         for name in &self.opened.damaged {
             error!(%group, segment = %name, "damaged segment set aside; a resync replaces it");
+        }
+    }
+
+    /// A volume that is new in a group with points joins it: the points go on without it until it is whole.
+    fn begin_joining(&self, capture: &Capture) {
+        let known = &self.opened.known;
+        let member = |name: &VolumeName| known.iter().any(|known| known.name == *name && !known.joining);
+        if !self.volumes.iter().any(|volume| member(&volume.name)) {
+            return;
+        }
+        for (number, volume) in self.volumes.iter().enumerate().filter(|(_, volume)| !member(&volume.name)) {
+            info!(group = %self.opened.chain.group(), volume = %volume.name, "the volume joins the group: points hold it when all of it is at the recovery site");
+            capture.begin_joining(number);
         }
     }
 

@@ -176,7 +176,7 @@ pub(crate) struct OpenedMaps {
     pub(crate) maps: IntentMaps,
     /// For each volume what its map said.
     pub(crate) found: Vec<Found>,
-    /// Session that stood in all maps before; `None` if not all could be used.
+    /// Session that stood in every map that could be used; `None` if they differ, or if there was none.
     pub(crate) session: Option<u64>,
 }
 
@@ -212,7 +212,7 @@ impl IntentMaps {
             maps.push(map);
         }
         let newest = sessions.iter().copied().max().unwrap_or(0).max(known_session.unwrap_or(0));
-        let same = sessions.len() == maps.len() && sessions.windows(2).all(|pair| pair[0] == pair[1]);
+        let same = sessions.windows(2).all(|pair| pair[0] == pair[1]);
         let state = State {
             maps,
             session: newest + 1,

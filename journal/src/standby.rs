@@ -81,7 +81,10 @@ impl Standby {
             volumes.iter().map(|(name, _, leg)| (name.clone(), leg.size_bytes())).collect();
         let maps =
             IntentMaps::open(&name, storage.clone(), clock, &sizes, opened.session, MARK_PATIENCE).maps;
-        let known = sizes.into_iter().map(|(name, size_bytes)| KnownVolume { name, size_bytes }).collect();
+        let known = sizes
+            .into_iter()
+            .map(|(name, size_bytes)| KnownVolume { name, size_bytes, joining: false })
+            .collect();
         let state = State {
             chain: opened.chain,
             base: None,

@@ -127,6 +127,19 @@ fn default_nic_model() -> String {
 }
 
 impl GroupDefinition {
+    /// The definition without what needs a volume that is not `present`: disks on it, and VMs that keep no disk or lose their firmware's
+    /// variables. `None` if no VM is left.
+    pub fn restricted_to(&self, present: impl Fn(&VolumeName) -> bool) -> Option<GroupDefinition> {
+        let vms = self.vms.iter().filter_map(|vm| {
+            let disks: Vec<Disk> = vm.disks.iter().filter(|disk| present(&disk.volume)).cloned().collect();
+            let lost_all = disks.is_empty() && !vm.disks.is_empty();
+            let lost_firmware = matches!(&vm.firmware, Firmware::Uefi { vars, .. } if !present(vars));
+            (!lost_all && !lost_firmware).then(|| VmDefinition { disks, ..vm.clone() })
+        });
+        let vms: Vec<VmDefinition> = vms.collect();
+        (!vms.is_empty()).then_some(GroupDefinition { version: self.version, vms })
+    }
+
     /// Encodes as JSON with the fields in their declared order, so that equal definitions have equal bytes.
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a definition has only fields that JSON can hold")
@@ -198,3 +211,6 @@ impl VmDefinition {
         self.accel.split(':')
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,6 +85,8 @@ struct Connections {
 struct OpenConnection {
     stream: Arc<Stream>,
     thread: JoinHandle<()>,
+    /// Name of the export, when the negotiation is done.
+    export: Option<String>,
 }
 
 impl Server {
@@ -116,6 +118,11 @@ impl Server {
     /// Connections that are open now, those that still negotiate among them.
     pub fn connections(&self) -> usize {
         self.shared.lock().open.len()
+    }
+
+    /// Names of the exports that clients have opened, one for each connection.
+    pub fn open_exports(&self) -> Vec<String> {
+        self.shared.lock().open.values().filter_map(|connection| connection.export.clone()).collect()
     }
 
     /// Memory for the payloads of writes.
@@ -240,14 +247,20 @@ impl Shared {
         // The thread can end only after the lock is free, and finds itself in the map then.
         let thread =
             thread::Builder::new().name(format!("nbd-{id}")).spawn(move || shared.serve(id, for_thread))?;
-        connections.open.insert(id, OpenConnection { stream, thread });
+        connections.open.insert(id, OpenConnection { stream, thread, export: None });
         drop(connections);
         ended.into_iter().for_each(join);
         Ok(())
     }
 
+    fn note_opened(&self, id: u64, export: &str) {
+        if let Some(connection) = self.lock().open.get_mut(&id) {
+            connection.export = Some(export.to_owned());
+        }
+    }
+
     fn serve(&self, id: u64, stream: Arc<Stream>) {
-        let result = catch_unwind(AssertUnwindSafe(|| connection::serve(self, stream)));
+        let result = catch_unwind(AssertUnwindSafe(|| connection::serve(self, id, stream)));
         match result {
             Ok(Ok(())) => tracing::debug!(id, "connection closed"),
             Ok(Err(reason)) => tracing::debug!(id, %reason, "connection ended"),

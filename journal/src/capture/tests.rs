@@ -113,6 +113,23 @@ fn a_dropped_payload_leaves_its_regions_dirty_and_no_point_until_they_are_swept(
 }
 
 #[test]
+fn a_volume_that_joins_holds_up_no_point_and_is_in_one_when_nothing_of_it_is_dirty() {
+    let capture = capture(1 << 20);
+    capture.begin_joining(1);
+    capture.mark_dirty(1, std::iter::once(0..REGION_BYTES));
+    let changes = capture.cut();
+    assert_eq!((changes.complete, changes.joining), (true, vec![false, true]));
+    assert!(!capture.can_join());
+    assert!(sweep(&capture, 1, vec![data(3, REGION_BYTES as usize)]));
+    assert!(capture.can_join());
+    let changes = capture.cut();
+    assert_eq!((changes.complete, changes.joining), (true, vec![false, false]));
+    // From then on it counts.
+    capture.mark_dirty(1, std::iter::once(0..REGION_BYTES));
+    assert!(!capture.cut().complete);
+}
+
+#[test]
 fn a_failed_leg_leaves_its_regions_dirty() {
     let capture = capture(1 << 20);
     let ticket = capture.begin(0, 0, data(1, 512), false);

@@ -77,7 +77,7 @@ fn an_unreadable_state_is_refused() {
 fn a_state_of_another_version_is_refused() {
     let storage = journal(1, true);
     let text = String::from_utf8(storage.read(STATE_FILE, 0, 1 << 20).unwrap()).unwrap();
-    storage.write(STATE_FILE, text.replace("\"version\": 2", "\"version\": 3").as_bytes()).unwrap();
+    storage.write(STATE_FILE, text.replace("\"version\": 3", "\"version\": 4").as_bytes()).unwrap();
     assert!(matches!(reopen(&storage), Err(JournalError::State { .. })));
 }
 

@@ -155,7 +155,7 @@ impl Group {
             (chain.next().0, chain.next_epoch())
         };
         self.capture.raise_epoch(next_epoch);
-        sealing.definition_sent = false;
+        sealing.definition_sent = None;
         drop(sealing);
         self.signal.raise();
         info!(group = %self.name, %next, "the chain goes on from the recovery site's head; a resync follows");

@@ -19,6 +19,10 @@ pub struct GroupStatus {
     pub acknowledged: Option<Position>,
     /// Newest cut that was sealed as a point, since the start.
     pub last_point: Option<SealedCut>,
+    /// Whether the next cut is a point.
+    pub whole: bool,
+    /// For each volume whether points do not hold it yet.
+    pub joining: Vec<bool>,
     /// The resync under way.
     pub resync: Option<ResyncStatus>,
     /// Figures of the intent maps.
@@ -61,6 +65,8 @@ impl Group {
             head: chain.head(),
             acknowledged: chain.acknowledged(),
             last_point,
+            whole: self.capture.is_whole(),
+            joining: self.capture.joining(),
             resync,
             marks: self.intents.counters(),
             counters: Counters {

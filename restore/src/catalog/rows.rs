@@ -81,7 +81,7 @@ pub(super) fn heartbeat_from(row: &Row<'_>) -> rusqlite::Result<HeartbeatRecord>
 fn volume_from(column: VolumeColumn) -> rusqlite::Result<VolumeRecord> {
     let name = column.name.parse().map_err(|error| invalid(10, format!("{error}")))?;
     let kind = if column.firmware { VolumeKind::Firmware } else { VolumeKind::Disk };
-    Ok(VolumeRecord { name, kind, size_bytes: column.size_bytes })
+    Ok(VolumeRecord { name, kind, size_bytes: column.size_bytes, joining: false })
 }
 
 fn number(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
@@ -146,7 +146,7 @@ fn insert_point(tx: &Transaction<'_>, index: &SegmentIndex) -> rusqlite::Result<
         PointKind::Application => 1,
         PointKind::Warm => 2,
     };
-    let volumes: Vec<VolumeColumn> = index.meta.volumes.iter().map(volume_column).collect();
+    let volumes: Vec<VolumeColumn> = index.meta.point_volumes().map(volume_column).collect();
     let volumes = serde_json::to_string(&volumes).expect("names and numbers are JSON");
     tx.prepare_cached(
         "INSERT OR REPLACE INTO points

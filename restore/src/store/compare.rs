@@ -119,6 +119,7 @@ fn head_view(shared: &Shared, group: &Group) -> Result<Option<(Position, Arc<Poi
         definition: Hash::ZERO,
         written_bytes: 0,
         stored_bytes: 0,
+        // Those that are joining too: they are what is compared.
         volumes: newest.meta.volumes,
     };
     let view = PointView::open(shared.disk.clone(), state, chain, &ViewOptions::default())?;

@@ -52,6 +52,8 @@ pub(crate) struct History {
     pub(crate) points: Vec<(PointId, Vec<Vec<u8>>)>,
     pub(crate) random: Random,
     pub(crate) definition: Option<GroupDefinition>,
+    /// Volumes that points do not hold yet.
+    pub(crate) joining: Vec<VolumeName>,
     epoch: u64,
 }
 
@@ -68,6 +70,7 @@ impl History {
             points: Vec::new(),
             random: Random::new(seed),
             definition: None,
+            joining: Vec::new(),
             epoch: 0,
         }
     }
@@ -165,6 +168,7 @@ impl History {
             name: name.clone(),
             kind: VolumeKind::Disk,
             size_bytes: bytes.len() as u64,
+            joining: self.joining.contains(name),
         };
         let point = PointRecord {
             epoch: Epoch(self.epoch),

@@ -30,6 +30,30 @@ fn every_point_of_random_histories_equals_the_model() {
 }
 
 #[test]
+fn a_volume_that_joins_is_in_no_point_until_it_is_whole_and_then_has_all_its_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut history = History::with_points(41, 2);
+    history.joining = vec!["late".parse().unwrap()];
+    history.volumes.push(("late".parse().unwrap(), vec![0; 64 << 10]));
+    history.cut_with(2, 0, &[7; 4096]);
+    let joining = history.ids()[2];
+    history.joining.clear();
+    history.cut_with(0, 0, &[8; 512]);
+    filled(folder.path(), &history);
+    let store = Store::open(folder.path()).unwrap();
+    let names = |selector: &Selector| {
+        let view = open(&store, &history.group, selector);
+        view.volumes().iter().map(|volume| volume.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&Selector::Id(joining)), ["root", "data"]);
+    assert_eq!(names(&Selector::Latest), ["root", "data", "late"]);
+    let view = open(&store, &history.group, &Selector::Latest);
+    let mut bytes = [0; 4096];
+    view.volume(&"late".parse().unwrap()).unwrap().read_at(0, &mut bytes).unwrap();
+    assert_eq!(bytes, [7; 4096]);
+}
+
+#[test]
 fn any_range_of_sectors_can_be_read() {
     let folder = tempfile::tempdir().unwrap();
     let mut history = History::with_points(40, 10);

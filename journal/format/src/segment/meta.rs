@@ -5,6 +5,8 @@ use crate::definition::GroupDefinition;
 use crate::{BookmarkName, Epoch, FormatError, Hash, SECTOR_BYTES, Timestamp, VolumeName};
 
 const PART: &str = "the segment's meta section";
+/// In the byte of a volume's kind: it is joining.
+const JOINING: u8 = 0x80;
 
 /// What a volume holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +26,8 @@ pub struct VolumeRecord {
     pub kind: VolumeKind,
     /// Size in bytes; a multiple of 512.
     pub size_bytes: u64,
+    /// It was added to a group that has points, and is not whole yet: the segment's point does not hold it.
+    pub joining: bool,
 }
 
 /// How far the guest took part in a point.
@@ -77,6 +81,11 @@ pub struct SegmentMeta {
 }
 
 impl SegmentMeta {
+    /// The volumes that the segment's point holds.
+    pub fn point_volumes(&self) -> impl Iterator<Item = &VolumeRecord> {
+        self.volumes.iter().filter(|volume| !volume.joining)
+    }
+
     pub(super) fn volume_sizes(&self) -> Vec<u64> {
         self.volumes.iter().map(|volume| volume.size_bytes).collect()
     }
@@ -89,7 +98,7 @@ impl SegmentMeta {
                 VolumeKind::Disk => 0,
                 VolumeKind::Firmware => 1,
             };
-            out.push(kind);
+            out.push(kind | if volume.joining { JOINING } else { 0 });
             put_text(&mut out, volume.name.as_str());
             out.extend_from_slice(&volume.size_bytes.to_le_bytes());
         }
@@ -180,7 +189,9 @@ fn put_point(out: &mut Vec<u8>, point: &PointRecord) {
 }
 
 fn take_volume(input: &mut Input<'_>) -> Result<VolumeRecord, FormatError> {
-    let kind = match input.take(1)?[0] {
+    let byte = input.take(1)?[0];
+    let joining = byte & JOINING != 0;
+    let kind = match byte & !JOINING {
         0 => VolumeKind::Disk,
         1 => VolumeKind::Firmware,
         _ => return Err(rule("a volume's kind is unknown")),
@@ -190,7 +201,7 @@ fn take_volume(input: &mut Input<'_>) -> Result<VolumeRecord, FormatError> {
     if !size_bytes.is_multiple_of(SECTOR_BYTES) {
         return Err(rule("a volume's size is not a multiple of 512 bytes"));
     }
-    Ok(VolumeRecord { name, kind, size_bytes })
+    Ok(VolumeRecord { name, kind, size_bytes, joining })
 }
 
 fn take_point(input: &mut Input<'_>) -> Result<PointRecord, FormatError> {

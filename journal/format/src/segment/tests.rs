@@ -42,6 +42,7 @@ fn meta() -> SegmentMeta {
         name: name.parse().unwrap(),
         kind: VolumeKind::Disk,
         size_bytes,
+        joining: false,
     };
     SegmentMeta {
         volumes: vec![volume("disk0", 64 * MIB), volume("disk1", 8 * MIB)],
@@ -55,6 +56,19 @@ fn meta() -> SegmentMeta {
         }),
         definition: Some(definition()),
     }
+}
+
+#[test]
+fn a_joining_volume_is_read_as_one_and_is_not_in_the_point() {
+    let mut meta = meta();
+    meta.volumes[1].joining = true;
+    let mut builder = SegmentBuilder::new(BuildOptions::default());
+    builder.add_data(1, 0, &[1; 512]);
+    let sealed = builder.finish(&header(), &meta);
+    let read = verify_segment(&sealed.bytes).unwrap().meta;
+    assert_eq!(read, meta);
+    let names: Vec<&str> = read.point_volumes().map(|volume| volume.name.as_str()).collect();
+    assert_eq!(names, ["disk0"]);
 }
 
 fn small_segment() -> SealedSegment {

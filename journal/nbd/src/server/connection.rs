@@ -39,12 +39,13 @@ pub(super) enum ConnectionError {
 }
 
 /// Serves a connection to its end.
-pub(super) fn serve(shared: &Shared, stream: Arc<Stream>) -> Result<(), ConnectionError> {
+pub(super) fn serve(shared: &Shared, id: u64, stream: Arc<Stream>) -> Result<(), ConnectionError> {
     let mut input = ReadBuffer::new(shared.options.arena.clone());
     let Some(session) = negotiate(shared, &stream, &mut input)? else {
         return Ok(());
     };
     tracing::debug!(export = session.name(), "export opened");
+    shared.note_opened(id, session.name());
     let options = &shared.options;
     let line = Line::new(session, Arc::clone(&stream), options.workers_max, options.waiting_requests_max);
     let closing = CloseOnDrop(&line);

@@ -1,7 +1,8 @@
 use journal_format::segment::verify_segment;
-use journal_format::{ErrorKind, Generation, Sequence};
+use journal_format::{ErrorKind, Generation, Hash, Position, Sequence, VolumeName};
 
 use super::simulation::{Simulation, Site, settings};
+use crate::compare::{Compared, Comparer, RegionState};
 use crate::error::JournalError;
 use crate::faults::{Bug, plant};
 use crate::group::{CutRequest, Group, SiteHead, SweepStep};
@@ -183,6 +184,66 @@ fn a_leg_of_another_size_is_refused() {
         Box::new(|_| {}),
     );
     assert!(matches!(result, Err(JournalError::LegSize { actual: 512, .. })));
+}
+
+/// The volumes of the newest sealed segment that its point holds, and whether it is a point.
+fn newest_point(simulation: &Simulation, group: &Group) -> (Vec<String>, bool) {
+    drop(group.cut(CutRequest::default()));
+    while group.seal_next() {}
+    let stored = group.pending(group.head().unwrap().sequence, 1)[0];
+    let name = Group::segment_name(stored.position.sequence);
+    let bytes = simulation.storage.read(&name, 0, stored.size_bytes as usize).unwrap();
+    let meta = verify_segment(&bytes).unwrap().meta;
+    let names = meta.point_volumes().map(|volume| volume.name.to_string()).collect();
+    (names, meta.point.is_some())
+}
+
+/// Answers that the site has everything as it is, as of this head.
+struct Same(Option<Position>);
+
+impl Comparer for Same {
+    fn compare(&self, _: &VolumeName, _: u64, _: u64, regions: &[Hash]) -> Option<Compared> {
+        Some(Compared { head: self.0, regions: vec![RegionState::Equal; regions.len()] })
+    }
+}
+
+/// Looks at everything that is dirty, against a site that has it.
+fn sweep(group: &Group) {
+    group.set_comparer(Some(Arc::new(Same(group.head()))));
+    while group.sweep_step() == SweepStep::Progress {}
+}
+
+#[test]
+fn a_volume_is_added_and_removed_without_a_gap_in_the_points() {
+    let simulation = settled();
+    simulation.group.close().unwrap();
+    let open = |legs: &[Arc<SimulatedLeg>]| {
+        let (storage, clock) = (Arc::new(simulation.storage.clone()), simulation.clock.clone());
+        let arena = journal_nbd::Arena::default();
+        Group::open(settings(legs, 1 << 20), storage, clock, arena, Box::new(|_| {})).unwrap()
+    };
+    let mut legs = simulation.legs.clone();
+    legs.push(Arc::new(SimulatedLeg::new(simulation.power.clone(), vec![9; 65536])));
+    let group = open(&legs);
+    // Only the new one is compared, and points go on without it.
+    assert_eq!(group.status().counters.dirty_bytes, 65536);
+    assert_eq!(newest_point(&simulation, &group), (vec!["disk0".to_owned(), "disk1".to_owned()], true));
+    // A restart in between changes nothing.
+    drop(group);
+    let group = open(&legs);
+    assert_eq!(newest_point(&simulation, &group).0.len(), 2);
+    sweep(&group);
+    assert!(group.wants_cut(), "a volume that is whole waits for somebody to write");
+    assert_eq!(newest_point(&simulation, &group).0.len(), 3);
+    // It stays in the points over a crash, and goes out of them when it is removed.
+    drop(group);
+    let group = open(&legs);
+    sweep(&group);
+    assert_eq!(newest_point(&simulation, &group).0.len(), 3);
+    group.close().unwrap();
+    drop(group);
+    let group = open(&legs[..2]);
+    assert_eq!(newest_point(&simulation, &group), (vec!["disk0".to_owned(), "disk1".to_owned()], true));
 }
 
 #[test]
