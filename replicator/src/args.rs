@@ -163,6 +163,21 @@ pub(crate) enum SourceCommand {
         #[arg(long, value_name = "GROUP/VOLUME")]
         accept_resize: Vec<String>,
     },
+    /// Let the running agent take in changed settings: groups and volumes that come or go, limits; VMs wait for a moment
+    Reload {
+        /// Accept that the leg of GROUP/VOLUME has another size than before
+        #[arg(long, value_name = "GROUP/VOLUME")]
+        accept_resize: Vec<String>,
+        /// Control socket of the agent
+        #[arg(long, env = "THIRDSITE_SOURCE_CONTROL", default_value = "/run/thirdsite/source.sock")]
+        control: PathBuf,
+        /// How long to wait until the agent works by the new settings
+        #[arg(long, default_value = "1min", value_parser = humantime::parse_duration, value_name = "DURATION")]
+        timeout: Duration,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Hold the taps' listening sockets and keep 'source run' running behind them, for hosts without systemd
     Supervise {
         /// Settings file (source.toml)

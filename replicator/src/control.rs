@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use journal_format::{BookmarkName, GroupName};
@@ -16,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tracing::warn;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, exit};
 
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
 const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
@@ -33,6 +33,11 @@ pub(crate) enum ControlRequest {
         group: GroupName,
         /// Send everything without comparing.
         full: bool,
+    },
+    /// Takes in changed settings.
+    Reload {
+        /// Volumes, as GROUP/VOLUME, whose legs may have another size than before.
+        accept_resize: Vec<String>,
     },
     /// Makes a standby of a pair active.
     Takeover {},
@@ -149,6 +154,27 @@ impl From<Failure> for ControlAnswer {
     fn from(failure: Failure) -> Self {
         ControlAnswer::Error { message: failure.message, hint: failure.hint, code: failure.code }
     }
+}
+
+/// Asks a daemon that is just changing for its status until it answers with one that is `wanted`.
+///
+/// # Errors
+/// If that does not happen in time, with `late` as the message.
+pub(crate) fn ask_until(
+    path: &Path,
+    timeout: Duration,
+    late: &str,
+    wanted: impl Fn(&Value) -> bool,
+) -> anyhow::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(50);
+    let deadline = Instant::now() + timeout;
+    while !ask(path, &ControlRequest::Status {}).is_ok_and(|status| wanted(&status)) {
+        if Instant::now() > deadline {
+            return Err(Failure::new(exit::TIMEOUT, late, "see the agent's log; it goes on").into());
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
 }
 
 /// Asks the daemon behind `path`.

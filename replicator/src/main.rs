@@ -52,6 +52,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Source(SourceCommand::Run { config, accept_resize }) => {
             runtime()?.block_on(source::run(&config, &accept_resize))
         }
+        Command::Source(SourceCommand::Reload { accept_resize, control, timeout, json }) => {
+            commands::reload(&control, accept_resize, timeout, json)
+        }
         Command::Source(SourceCommand::Supervise { config }) => runtime()?.block_on(supervise::run(&config)),
         Command::Site(SiteCommand::Run { config }) => runtime()?.block_on(site::run(&config)),
         Command::Site(SiteCommand::Enroll { config, name, fingerprint, groups, json }) => {

@@ -60,7 +60,10 @@ impl ControlHandler for Site {
     fn handle(&self, request: ControlRequest) -> Result<Value, Failure> {
         match request {
             ControlRequest::Status {} => self.status(),
-            ControlRequest::Cut { .. } | ControlRequest::Resync { .. } | ControlRequest::Takeover {} => {
+            ControlRequest::Cut { .. }
+            | ControlRequest::Resync { .. }
+            | ControlRequest::Reload { .. }
+            | ControlRequest::Takeover {} => {
                 let hint = "ask the agent at the protected site: --control with its socket";
                 Err(Failure::new(exit::INVALID, "a recovery site does not do this", hint))
             }

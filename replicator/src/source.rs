@@ -9,18 +9,20 @@ mod lock;
 mod member;
 mod outbox;
 mod pair;
+mod reload;
 mod standby;
 mod status;
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use journal::{Clock, SystemClock};
 use journal_nbd::Listener;
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::info;
+use tokio::sync::mpsc;
+use tracing::{error, info};
 use transport::{EnrolledPeer, Enrolment, Identity, PeerName, SiteOptions};
 
 use crate::failure::{Failure, with_causes};
@@ -28,6 +30,7 @@ use crate::settings::{self, PairTable, SourceSettings};
 
 pub(crate) use self::listeners::bind;
 pub(crate) use self::pair::Role;
+use self::reload::{Accepted, Reload, ReloadSender};
 
 /// What both roles of a host need.
 struct Host {
@@ -35,35 +38,47 @@ struct Host {
     identity: Arc<Identity>,
     /// The taps' sockets, which outlive a change of the role.
     listeners: Vec<Listener>,
+    /// The settings' file.
+    config: PathBuf,
     accept_resize: Vec<String>,
+    /// Counts the times that changed settings were taken in.
+    reloads: u64,
+    /// It has been the standby until now: nobody stands by for it yet.
+    took_over: bool,
     clock: Arc<dyn Clock>,
-    shutdown: Shutdown,
+    signals: Signals,
+    hangup: Signal,
+    /// Requests of the control socket to take in changed settings.
+    reload_requests: mpsc::Receiver<Reload>,
+    reload_sender: ReloadSender,
 }
 
 /// How a role ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     /// The process was told to end.
     Told,
     /// The host takes the other role.
     Change,
+    /// It goes on in its role with other settings.
+    Reload(Box<Accepted>),
 }
 
-/// Tells when the process has to end.
-struct Shutdown {
+/// The signals that end the process.
+struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Shutdown {
-    fn new() -> std::io::Result<Shutdown> {
-        Ok(Shutdown {
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
     }
 
-    async fn told(&mut self) {
+    /// Returns when the process has to end.
+    async fn told_to_end(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -86,23 +101,62 @@ pub(crate) async fn run(config: &Path, accept_resize: &[String]) -> anyhow::Resu
         None => Role::Active,
     };
     let accept_resize = accept_resize.to_vec();
-    let (clock, shutdown) = (Arc::new(SystemClock), Shutdown::new()?);
-    let mut host = Host { settings, identity, listeners, accept_resize, clock, shutdown };
+    let (reload_sender, reload_requests) = mpsc::channel(1);
+    let mut host = Host {
+        settings,
+        identity,
+        listeners,
+        config: config.to_owned(),
+        accept_resize,
+        reloads: 0,
+        took_over: false,
+        clock: Arc::new(SystemClock),
+        signals: Signals::new()?,
+        hangup: signal(SignalKind::hangup())?,
+        reload_requests,
+        reload_sender,
+    };
     loop {
         let (end, next) = match role {
             Role::Active => (active::run(&mut host).await?, Role::Standby),
             Role::Standby => (standby::run(&mut host).await?, Role::Active),
         };
-        if end == End::Told {
-            return Ok(());
+        match end {
+            End::Told => return Ok(()),
+            End::Change => {
+                next.save(&host.settings.journal)?;
+                host.took_over = next == Role::Active;
+                info!(role = ?next, "the host takes another role");
+                role = next;
+            }
+            End::Reload(accepted) => {
+                info!("changed settings are taken in");
+                (host.settings, host.accept_resize) = (accepted.settings, accepted.accept_resize);
+                host.reloads += 1;
+            }
         }
-        next.save(&host.settings.journal)?;
-        info!(role = ?next, "the host takes another role");
-        role = next;
     }
 }
 
 impl Host {
+    /// Waits until the process is told to end, or to take in settings that can be taken in. `in_use` tells the exports that VMs have opened.
+    async fn told(&mut self, in_use: impl Fn() -> Vec<String>) -> End {
+        loop {
+            tokio::select! {
+                () = self.signals.told_to_end() => return End::Told,
+                Some(reload) = self.reload_requests.recv() => {
+                    if let Some(accepted) = reload.decide(&self.settings, &self.config, &in_use()) {
+                        return End::Reload(Box::new(accepted));
+                    }
+                }
+                _ = self.hangup.recv() => match reload::decide(&self.settings, &self.config, &in_use()) {
+                    Ok((settings, _)) => return End::Reload(Box::new(Accepted { settings, accept_resize: Vec::new() })),
+                    Err(failure) => error!(hint = failure.hint, "the settings are not taken in: {failure}"),
+                },
+            }
+        }
+    }
+
     /// Second handles of the taps' sockets.
     fn tap_sockets(&self) -> std::io::Result<Vec<Listener>> {
         self.listeners.iter().map(Listener::try_clone).collect()

@@ -10,6 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use journal_format::{ErrorKind, GroupName, Timestamp};
@@ -161,6 +162,7 @@ pub struct SiteServer {
     address: SocketAddr,
     status: watch::Receiver<SiteStatus>,
     shutdown: CancellationToken,
+    without_goodbye: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -192,9 +194,17 @@ impl SiteServer {
 
         let shutdown = CancellationToken::new();
         let (registry, status) = Registry::new();
-        let site = Arc::new(Site { options, identity, inbox, registry, shutdown: shutdown.clone() });
+        let without_goodbye = Arc::new(AtomicBool::new(false));
+        let site = Arc::new(Site {
+            options,
+            identity,
+            inbox,
+            registry,
+            shutdown: shutdown.clone(),
+            without_goodbye: without_goodbye.clone(),
+        });
         let task = runtime.spawn(site.run(endpoint));
-        Ok(Self { address, status, shutdown, task })
+        Ok(Self { address, status, shutdown, without_goodbye, task })
     }
 
     /// The address that it listens on, with the port that the system chose if port 0 was asked for.
@@ -208,7 +218,18 @@ impl SiteServer {
     }
 
     /// Ends all sessions in good order and stops listening. What is being made durable is finished, and its receipt sent.
-    pub async fn shutdown(mut self) {
+    pub async fn shutdown(self) {
+        self.end().await;
+    }
+
+    /// Ends all sessions at once, without waiting for what a source that may be dead has to say, and stops listening. What is being made durable
+    /// is finished.
+    pub async fn cut_off(self) {
+        self.without_goodbye.store(true, Ordering::Release);
+        self.end().await;
+    }
+
+    async fn end(mut self) {
         self.shutdown.cancel();
         if let Err(error) = (&mut self.task).await
             && error.is_panic()
@@ -231,6 +252,7 @@ struct Site {
     inbox: Arc<dyn Inbox>,
     registry: Arc<Registry>,
     shutdown: CancellationToken,
+    without_goodbye: Arc<AtomicBool>,
 }
 
 type Handshake = (ServerConfig, Arc<tls::Presented>);
@@ -260,7 +282,9 @@ impl Site {
         }
         connections.close();
         // Connections end when their sources have answered the goodbye, or after a while.
-        timeout(GOODBYE_TIMEOUT, connections.wait()).await.ok();
+        if !self.without_goodbye.load(Ordering::Acquire) {
+            timeout(GOODBYE_TIMEOUT, connections.wait()).await.ok();
+        }
         endpoint.close(code::GOODBYE, b"the site is shutting down");
         connections.wait().await;
         timeout(GOODBYE_TIMEOUT, endpoint.wait_idle()).await.ok();

@@ -52,7 +52,7 @@ pub(crate) struct SiteTable {
 }
 
 /// `[pair]`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PairTable {
     /// Role of this host before it ever took one; afterwards its journal knows.
@@ -263,6 +263,18 @@ impl GroupTable {
 }
 
 impl SourceSettings {
+    /// What an agent cannot change while it runs and that differs in other settings, if anything does.
+    pub(crate) fn fixed_part_that_differs(&self, other: &SourceSettings) -> Option<&'static str> {
+        let differs = [
+            ("identity", self.identity != other.identity),
+            ("journal", self.journal != other.journal),
+            ("control", self.control != other.control),
+            ("[tap] listen", self.tap.listen != other.tap.listen),
+            ("[pair]", self.pair != other.pair),
+        ];
+        differs.into_iter().find_map(|(part, differs)| differs.then_some(part))
+    }
+
     /// A write has to wait for the pair's other host as long as that is waited for, and a little longer.
     pub(crate) fn mark_patience_min(&self) -> Duration {
         self.pair.as_ref().map_or(Duration::ZERO, |pair| pair.patience + Duration::from_secs(1))

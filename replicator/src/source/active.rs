@@ -14,9 +14,10 @@ use tracing::{error, info, warn};
 use transport::{LinkOptions, Outbox, SiteServer, SourceLink};
 
 use super::member::{self, Member, Opening};
-use super::pair::replica::{PairOutbox, PairReplica};
+use super::pair::replica::{PairOutbox, PairReplica, ReplicaOptions};
 use super::pair::standby::ActiveInbox;
-use super::{End, Host, status};
+use super::reload::ReloadSender;
+use super::{End, Host, reload, status};
 use crate::control::{ControlHandler, ControlRequest, ControlServer};
 use crate::failure::{Failure, exit, with_causes};
 use crate::settings::{PairTable, SourceSettings};
@@ -28,6 +29,8 @@ const FENCED_PAUSE: Duration = Duration::from_millis(200);
 struct Agent {
     members: Vec<Arc<Member>>,
     failed: Vec<(GroupName, Failure)>,
+    reloads: u64,
+    reload: ReloadSender,
 }
 
 /// Runs until the process is told to end, or until another host has taken over and no VM uses the taps here.
@@ -41,7 +44,7 @@ pub(super) async fn run(host: &mut Host) -> anyhow::Result<End> {
         clock: host.clock.clone(),
         fenced: fenced.clone(),
     };
-    let agent = Arc::new(open_groups(&opening)?);
+    let agent = Arc::new(open_groups(&opening, host)?);
     let exports = Arc::new(Exports::new());
     agent.members.iter().try_for_each(|member| member.serve(&exports))?;
     let pair =
@@ -56,19 +59,26 @@ pub(super) async fn run(host: &mut Host) -> anyhow::Result<End> {
     let control = ControlServer::start(&host.settings.control, agent.clone())?;
     let groups = agent.members.len();
     info!(groups, "ready");
+    let is_paired = host.settings.pair.is_some();
     let end = tokio::select! {
-        () = host.shutdown.told() => End::Told,
-        () = fenced.notified(), if host.settings.pair.is_some() => End::Change,
+        end = host.told(|| server.open_exports()) => end,
+        () = fenced.notified(), if is_paired => End::Change,
     };
-    let end = if end == End::Change { wait_until_unused(host, &server).await } else { end };
-    info!("ending: no more requests are taken, what is captured is sealed");
+    let end = if let End::Change = end { wait_until_unused(host, &server).await } else { end };
+    info!("ending: what is captured is sealed, no more requests are taken");
     drop(control);
+    if !matches!(end, End::Change) {
+        let agent = agent.clone();
+        tokio::task::spawn_blocking(move || agent.members.iter().for_each(|member| member.prepare_close()))
+            .await?;
+    }
     link.shutdown().await;
+    tokio::task::spawn_blocking(move || server.shutdown()).await?;
+    // The standby has to hear of every mark: of those of the last writes, too.
     if let Some(pair) = pair {
         pair.stop().await;
     }
     tokio::task::spawn_blocking(move || {
-        server.shutdown();
         running.into_iter().for_each(member::Running::stop);
         agent.members.iter().for_each(|member| member.close());
     })
@@ -85,7 +95,7 @@ async fn wait_until_unused(host: &mut Host, server: &Server) -> End {
     }
     while server.connections() > 0 {
         tokio::select! {
-            () = host.shutdown.told() => return End::Told,
+            () = host.signals.told_to_end() => return End::Told,
             () = tokio::time::sleep(FENCED_PAUSE) => {}
         }
     }
@@ -109,7 +119,10 @@ impl PairSide {
         let mut replicas = Vec::new();
         let mut outboxes: Vec<Arc<dyn Outbox>> = Vec::new();
         for member in &agent.members {
-            let (replica, thread) = PairReplica::start(member.group.clone(), pair.patience, fenced.clone())?;
+            // A standby of before this process may count on being asked; one of before a takeover is fenced.
+            let waits_for = if host.took_over { Duration::ZERO } else { pair.patience };
+            let options = ReplicaOptions { patience: pair.patience, waits_for };
+            let (replica, thread) = PairReplica::start(member.group.clone(), options, fenced.clone())?;
             *member.pair.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(replica.clone());
             let (member, wake) = (member.clone(), member.wake_pair.clone());
             outboxes.push(Arc::new(PairOutbox { member, replica: replica.clone(), wake }));
@@ -151,8 +164,9 @@ fn arena(settings: &SourceSettings) -> Arena {
     Arena::new(usize::try_from(budget).unwrap_or(usize::MAX))
 }
 
-fn open_groups(opening: &Opening<'_>) -> anyhow::Result<Agent> {
-    let mut agent = Agent { members: Vec::new(), failed: Vec::new() };
+fn open_groups(opening: &Opening<'_>, host: &Host) -> anyhow::Result<Agent> {
+    let (reloads, reload) = (host.reloads, host.reload_sender.clone());
+    let mut agent = Agent { members: Vec::new(), failed: Vec::new(), reloads, reload };
     for table in &opening.settings.groups {
         match Member::open(opening, table) {
             Ok(member) => agent.members.push(Arc::new(member)),
@@ -172,7 +186,8 @@ fn open_groups(opening: &Opening<'_>) -> anyhow::Result<Agent> {
 impl ControlHandler for Agent {
     fn handle(&self, request: ControlRequest) -> Result<Value, Failure> {
         match request {
-            ControlRequest::Status {} => Ok(status::report(&self.members, &self.failed)),
+            ControlRequest::Status {} => Ok(status::report(&self.members, &self.failed, self.reloads)),
+            ControlRequest::Reload { accept_resize } => reload::request(&self.reload, accept_resize),
             ControlRequest::Takeover {} => Ok(serde_json::json!({"role": "active", "changed": false})),
             ControlRequest::Resync { group, full } => Ok(self.member(&group)?.resync(full)),
             ControlRequest::Cut { group, bookmark, wait_seconds } => {

@@ -172,6 +172,11 @@ impl Member {
         self.pair.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|pair| pair.report())
     }
 
+    /// Does what can be done before the taps end.
+    pub(super) fn prepare_close(&self) {
+        self.group.prepare_close();
+    }
+
     /// Ends in order, after the taps.
     pub(super) fn close(&self) {
         if let Err(error) = self.group.close() {

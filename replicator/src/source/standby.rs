@@ -16,7 +16,8 @@ use transport::SiteServer;
 
 use super::member::{open_leg, open_storage};
 use super::pair::standby::StandbyInbox;
-use super::{End, Host};
+use super::reload::ReloadSender;
+use super::{End, Host, reload};
 use crate::control::{ControlHandler, ControlRequest, ControlServer};
 use crate::failure::{Failure, exit};
 use crate::settings::TakeoverWord;
@@ -31,6 +32,8 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 struct Control {
     inbox: Arc<StandbyInbox>,
     takeover: Arc<Notify>,
+    reloads: u64,
+    reload: ReloadSender,
 }
 
 impl ControlHandler for Control {
@@ -39,8 +42,10 @@ impl ControlHandler for Control {
             ControlRequest::Status {} => Ok(json!({
                 "role": "standby",
                 "version": env!("CARGO_PKG_VERSION"),
+                "reloads": self.reloads,
                 "groups": self.inbox.report(),
             })),
+            ControlRequest::Reload { accept_resize } => reload::request(&self.reload, accept_resize),
             ControlRequest::Takeover {} => {
                 self.takeover.notify_one();
                 Ok(json!({"role": "active", "changed": true}))
@@ -64,7 +69,12 @@ pub(super) async fn run(host: &mut Host) -> anyhow::Result<End> {
     let takeover = Arc::new(Notify::new());
     let control = ControlServer::start(
         &host.settings.control,
-        Arc::new(Control { inbox: inbox.clone(), takeover: takeover.clone() }),
+        Arc::new(Control {
+            inbox: inbox.clone(),
+            takeover: takeover.clone(),
+            reloads: host.reloads,
+            reload: host.reload_sender.clone(),
+        }),
     )?;
     let sockets = match pair.takeover {
         TakeoverWord::OnConnect => host.tap_sockets()?,
@@ -76,7 +86,7 @@ pub(super) async fn run(host: &mut Host) -> anyhow::Result<End> {
     tokio::pin!(connected);
     let end = loop {
         tokio::select! {
-            () = host.shutdown.told() => break End::Told,
+            end = host.told(Vec::new) => break end,
             () = takeover.notified() => break End::Change,
             result = &mut connected => {
                 result?;
@@ -90,9 +100,11 @@ pub(super) async fn run(host: &mut Host) -> anyhow::Result<End> {
         }
     };
     // Nothing of the other host comes in behind the decision.
-    server.shutdown().await;
-    if end == End::Change {
+    if let End::Change = end {
+        server.cut_off().await;
         tokio::task::spawn_blocking(move || inbox.take_over()).await??;
+    } else {
+        server.shutdown().await;
     }
     drop(control);
     Ok(end)

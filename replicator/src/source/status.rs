@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use super::member::{LinkReport, Member};
 use crate::failure::Failure;
 
-pub(super) fn report(members: &[Arc<Member>], failed: &[(GroupName, Failure)]) -> Value {
+pub(super) fn report(members: &[Arc<Member>], failed: &[(GroupName, Failure)], reloads: u64) -> Value {
     let mut groups: Vec<Value> = members.iter().map(|member| group(member)).collect();
     for (name, failure) in failed {
         groups
             .push(json!({"name": name, "state": "failed", "detail": failure.message, "hint": failure.hint}));
     }
-    json!({"role": "source", "version": env!("CARGO_PKG_VERSION"), "groups": groups})
+    json!({"role": "source", "version": env!("CARGO_PKG_VERSION"), "reloads": reloads, "groups": groups})
 }
 
 fn group(member: &Member) -> Value {
@@ -24,9 +24,9 @@ fn group(member: &Member) -> Value {
     let confirmed = member.confirmed.newest();
     let lag = confirmed.map(|point| lag_seconds(member, &status, point));
     let (state, detail) = state(&status, &link, confirmed.is_some());
-    let volumes = member.group.volumes().iter().map(|volume| {
+    let volumes = member.group.volumes().iter().zip(&status.joining).map(|(volume, joining)| {
         let export = format!("{}/{}", member.name(), volume.name);
-        json!({"name": volume.name, "size_bytes": volume.size_bytes, "export": export})
+        json!({"name": volume.name, "size_bytes": volume.size_bytes, "export": export, "joining": joining})
     });
     json!({
         "name": member.name(),
@@ -67,7 +67,7 @@ pub(super) fn state(status: &GroupStatus, link: &LinkReport, confirmed: bool) ->
     if !link.connected {
         return ("disconnected", format!("the recovery site is not connected: {}", reason()));
     }
-    if let Some(resync) = &status.resync {
+    if let Some(resync) = status.resync.as_ref().filter(|_| !status.whole) {
         return ("syncing", resync_text(resync));
     }
     if status.marks.tracking != Tracking::Durable {
@@ -79,7 +79,18 @@ pub(super) fn state(status: &GroupStatus, link: &LinkReport, confirmed: bool) ->
         None if !confirmed => {
             ("syncing", "everything is read; the recovery site has not confirmed a point yet".to_owned())
         }
-        None => ("protected", "the recovery site confirms points".to_owned()),
+        None => ("protected", protected_text(status)),
+    }
+}
+
+fn protected_text(status: &GroupStatus) -> String {
+    let joining = status.joining.iter().filter(|joining| **joining).count();
+    match (&status.resync, joining) {
+        (Some(resync), 1..) => format!(
+            "the recovery site confirms points; {joining} added volume(s) join them when all is sent: {} %",
+            percent(resync)
+        ),
+        _ => "the recovery site confirms points".to_owned(),
     }
 }
 

@@ -43,6 +43,14 @@ struct State {
     reason: Option<String>,
 }
 
+/// How long to wait for a standby.
+pub(crate) struct ReplicaOptions {
+    /// After its last answer.
+    pub(crate) patience: Duration,
+    /// After the start, if it does not answer at all.
+    pub(crate) waits_for: Duration,
+}
+
 /// The way to the standby for one group.
 pub(crate) struct PairReplica {
     group: Arc<Group>,
@@ -57,9 +65,11 @@ impl PairReplica {
     /// Begins to send marks of a group; `fenced` is told when the other host has taken over.
     pub(crate) fn start(
         group: Arc<Group>,
-        patience: Duration,
+        options: ReplicaOptions,
         fenced: Arc<Notify>,
     ) -> io::Result<(Arc<PairReplica>, JoinHandle<()>)> {
+        let ReplicaOptions { patience, waits_for } = options;
+        let now = Instant::now();
         let state = State {
             caller: None,
             connected: false,
@@ -69,8 +79,7 @@ impl PairReplica {
             alone: false,
             number: 0,
             heard: 0,
-            // Whoever was active here before may have been in step until just now.
-            last_answer: Instant::now(),
+            last_answer: now.checked_sub(patience.saturating_sub(waits_for)).unwrap_or(now),
             reason: None,
         };
         let replica = Arc::new(PairReplica {
