@@ -564,6 +564,14 @@ pub fn kill(id: u32) -> anyhow::Result<()> {
     signal(id, Signal::KILL)
 }
 
+/// Tells a daemon to take in its settings (SIGHUP).
+///
+/// # Errors
+/// If there is no such process.
+pub fn hang_up(id: u32) -> anyhow::Result<()> {
+    signal(id, Signal::HUP)
+}
+
 fn signal(id: u32, signal: Signal) -> anyhow::Result<()> {
     let process = Pid::from_raw(id.cast_signed()).context("no process has the id 0")?;
     kill_process(process, signal).with_context(|| format!("signal to process {id}"))

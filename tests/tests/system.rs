@@ -20,3 +20,5 @@ mod restart;
 mod tap;
 #[path = "system/tools.rs"]
 mod tools;
+#[path = "system/volumes.rs"]
+mod volumes;

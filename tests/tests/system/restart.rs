@@ -112,6 +112,6 @@ fn the_socket_outlives_a_crash_of_the_agent() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn agent_id(line: &str) -> Option<u32> {
+pub(crate) fn agent_id(line: &str) -> Option<u32> {
     line.split("pid=").nth(1)?.split(|byte: char| !byte.is_ascii_digit()).next()?.parse().ok()
 }
