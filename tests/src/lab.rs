@@ -74,7 +74,14 @@ pub struct Daemon {
     child: Child,
     log: Log,
     name: String,
+    /// It must never have had more memory than this, in MiB.
+    memory_max_mib: Option<u64>,
 }
+
+/// What an agent needs besides the payload that its settings allow, in MiB: code, stacks, one segment being sealed, buffers of connections.
+const AGENT_REST_MIB: u64 = 160;
+/// `memory_budget` of a group whose settings do not name one, in MiB.
+const DEFAULT_BUDGET_MIB: u64 = 256;
 
 impl Daemon {
     /// Starts a program whose standard error is its log.
@@ -95,7 +102,23 @@ impl Daemon {
             BufReader::new(output).lines().map_while(Result::ok).for_each(|line| writer.push(line));
             writer.push("END OF LOG".to_owned());
         });
-        Ok(Daemon { child, log, name: name.to_owned() })
+        Ok(Daemon { child, log, name: name.to_owned(), memory_max_mib: None })
+    }
+
+    /// Most memory that it ever had, in MiB; `None` if it has ended.
+    pub fn peak_memory_mib(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
+    }
+
+    fn check_memory(&self) {
+        let (Some(peak), Some(max)) = (self.peak_memory_mib(), self.memory_max_mib) else { return };
+        assert!(
+            peak <= max || thread::panicking(),
+            "{} had {peak} MiB of memory; its settings allow {max}",
+            self.name
+        );
     }
 
     /// Waits until its log has a line with `text`.
@@ -131,6 +154,7 @@ impl Daemon {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
         }
+        self.check_memory();
         if let Some(group) = Pid::from_raw(self.child.id().cast_signed()) {
             // It may be ending just now.
             let _ = kill_process_group(group, Signal::KILL);
@@ -143,6 +167,7 @@ impl Daemon {
     /// # Errors
     /// If it does not end well.
     pub fn stop(&mut self) -> anyhow::Result<()> {
+        self.check_memory();
         signal(self.child.id(), Signal::TERM)?;
         let status = self.child.wait()?;
         self.log.wait("END OF LOG", 0);
@@ -396,7 +421,20 @@ impl Lab {
     /// # Errors
     /// If it cannot be started.
     pub fn daemon(&self, name: &str, args: &[&str], config: &str) -> anyhow::Result<Daemon> {
-        Daemon::start(name, Command::new(&self.thirdsite).args(args).arg(self.path(config)))
+        let mut daemon =
+            Daemon::start(name, Command::new(&self.thirdsite).args(args).arg(self.path(config)))?;
+        daemon.memory_max_mib = args.starts_with(&["source", "run"]).then(|| self.agent_memory_max_mib());
+        Ok(daemon)
+    }
+
+    /// What the settings of the groups allow an agent, in MiB.
+    fn agent_memory_max_mib(&self) -> u64 {
+        let budget = |group: &GroupSpec| {
+            let text = group.extra.split("memory_budget = \"").nth(1)?.split("MiB").next()?;
+            text.parse::<u64>().ok()
+        };
+        let budgets = self.groups.iter().map(|group| budget(group).unwrap_or(DEFAULT_BUDGET_MIB));
+        budgets.sum::<u64>() + AGENT_REST_MIB
     }
 
     /// Starts a command of the CLI that keeps running.

@@ -247,6 +247,21 @@ fn a_volume_is_added_and_removed_without_a_gap_in_the_points() {
 }
 
 #[test]
+fn the_times_of_cuts_never_go_back_whatever_the_clock_does() {
+    const DAY_NS: i64 = 86_400_000_000_000;
+    let mut simulation = settled();
+    let mut times = Vec::new();
+    for jump in [0, DAY_NS, -2 * DAY_NS, 1, -1, 3 * DAY_NS] {
+        simulation.clock.advance(jump);
+        simulation.write();
+        let ticket = simulation.group.cut(CutRequest::default());
+        assert!(simulation.group.seal_next());
+        times.push(ticket.try_recv().unwrap().unwrap().time);
+    }
+    assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
+}
+
+#[test]
 fn trimming_keeps_the_newest_segment() {
     let mut simulation = settled();
     for _ in 0..3 {
