@@ -22,6 +22,8 @@ pub enum Bug {
     IgnoreSpoiledSweep,
     /// What was read before a cut goes into the epoch behind it.
     SweepAcrossCut,
+    /// Nobody looks whether a leg was changed past its tap.
+    TrustTheLeg,
     /// A requested resync goes under what was captured before it was asked for.
     ResyncUnderOlderCapture,
     /// An answer to a comparison is trusted although the site has not got what was written since.

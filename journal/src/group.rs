@@ -30,7 +30,7 @@ use crate::compare::Comparer;
 use crate::error::JournalError;
 use crate::faults::{self, Bug};
 use crate::intent::{Found, IntentMaps, MarkReplica, MarkedPage};
-use crate::leg::Leg;
+use crate::leg::{Leg, LegGuard};
 use crate::seal::{SealRequest, level_under_pressure, seal};
 use crate::storage::Storage;
 
@@ -151,6 +151,7 @@ pub struct Group {
     name: GroupName,
     volumes: Vec<VolumeRecord>,
     legs: Vec<Arc<dyn Leg>>,
+    guards: Vec<LegGuard>,
     capture: Capture,
     intents: Arc<IntentMaps>,
     chain: Mutex<Chain>,
@@ -220,6 +221,7 @@ impl Group {
         Ok(Arc::new(Group {
             name: settings.name,
             volumes,
+            guards: legs.iter().map(|leg| LegGuard::new(&**leg)).collect(),
             legs,
             capture,
             intents,
@@ -259,6 +261,20 @@ impl Group {
 
     pub(crate) fn leg(&self, volume: usize) -> Arc<dyn Leg> {
         self.legs[volume].clone()
+    }
+
+    pub(crate) fn guard(&self, volume: usize) -> &LegGuard {
+        &self.guards[volume]
+    }
+
+    /// Takes in that somebody changed a leg past its tap: all of it is compared with the recovery site.
+    pub(crate) fn leg_changed(&self, volume: usize) {
+        warn!(group = %self.name, volume = %self.volume_name(volume), "the leg was changed past the tap; all of it is compared with the recovery site");
+        // What is captured so far is older than what the leg holds, and belongs into an epoch before.
+        drop(self.cut(CutRequest::default()));
+        self.capture.mark_all_dirty(volume);
+        self.owes_point.store(true, Ordering::Release);
+        self.signal.raise();
     }
 
     pub(crate) fn capture(&self) -> &Capture {

@@ -1,10 +1,14 @@
 //! Legs: one host's copy of a volume.
 
+mod guard;
+
 use std::io;
 use std::path::Path;
 
 use journal_nbd::{Errno, FileDisk, StatusExtent, ZeroMode};
 use serde::{Deserialize, Serialize};
+
+pub(crate) use self::guard::LegGuard;
 
 /// What tells whether a leg was changed while nobody watched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +23,8 @@ pub struct LegStamp {
 
 /// The disk under a tap. Called from several threads at once.
 pub trait Leg: Send + Sync + 'static {
+    /// Where it is, if it is a file or device of this host.
+    fn path(&self) -> Option<&Path>;
     /// Size in bytes, a multiple of 512.
     fn size_bytes(&self) -> u64;
     /// Reads if that does not wait for a disk; `Ok(false)` if it would.
@@ -75,6 +81,10 @@ impl FileLeg {
 }
 
 impl Leg for FileLeg {
+    fn path(&self) -> Option<&Path> {
+        Some(self.disk.path())
+    }
+
     fn size_bytes(&self) -> u64 {
         self.disk.size_bytes()
     }

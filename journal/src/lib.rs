@@ -38,5 +38,5 @@ pub use leg::{FileLeg, Leg, LegStamp};
 pub use regions::REGION_BYTES;
 pub use standby::{Standby, StandbySegment, StandbySettings};
 pub use storage::{DirStorage, NewFile, Storage, UpdateFile};
-pub use tap::TapVolume;
+pub use tap::{TapVolume, leg_in_description};
 pub use workers::Workers;

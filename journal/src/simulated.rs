@@ -415,6 +415,10 @@ impl SimulatedLeg {
 }
 
 impl Leg for SimulatedLeg {
+    fn path(&self) -> Option<&std::path::Path> {
+        None
+    }
+
     fn size_bytes(&self) -> u64 {
         self.lock().current.len() as u64
     }

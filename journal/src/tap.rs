@@ -1,5 +1,6 @@
 //! The tap: the NBD export in front of a leg.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use journal_nbd::{Errno, Export, Payload, StatusExtent, ZeroMode};
@@ -8,6 +9,14 @@ use crate::capture::Change;
 use crate::faults::{self, Bug};
 use crate::group::Group;
 use crate::leg::Leg;
+
+/// Between the words of a tap's description and the path of its leg.
+const ON_LEG: &str = ", leg ";
+
+/// The leg behind a tap, by the description that its export has; `None` if it is not a tap's.
+pub fn leg_in_description(description: &str) -> Option<&Path> {
+    description.strip_prefix("tap of volume ")?.split_once(ON_LEG).map(|(_, path)| Path::new(path))
+}
 
 /// One volume of a group, as the VM opens it.
 pub struct TapVolume {
@@ -29,6 +38,9 @@ impl TapVolume {
         change: Change,
         action: impl FnOnce(&dyn Leg) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
+        if !faults::planted(Bug::TrustTheLeg) {
+            self.group.guard(self.volume).check(&*self.leg, || self.group.leg_changed(self.volume));
+        }
         let dear = self.group.payload_is_dear(&change);
         let ticket = self.group.capture().begin(self.volume, offset, change, dear);
         let result = action(&*self.leg);
@@ -39,6 +51,14 @@ impl TapVolume {
 }
 
 impl Export for TapVolume {
+    fn opened(&self) {
+        self.group.guard(self.volume).opened();
+    }
+
+    fn closed(&self) {
+        self.group.guard(self.volume).closed(&*self.leg);
+    }
+
     fn size_bytes(&self) -> u64 {
         self.leg.size_bytes()
     }
@@ -48,7 +68,12 @@ impl Export for TapVolume {
     }
 
     fn description(&self) -> String {
-        format!("tap of volume {} of group {}", self.group.volume_name(self.volume), self.group.name())
+        let tap =
+            format!("tap of volume {} of group {}", self.group.volume_name(self.volume), self.group.name());
+        match self.leg.path() {
+            Some(path) => format!("{tap}{ON_LEG}{}", path.display()),
+            None => tap,
+        }
     }
 
     fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, Errno> {

@@ -41,6 +41,12 @@ pub trait Export: Send + Sync + 'static {
     /// What this is, for people who list the exports.
     fn description(&self) -> String;
 
+    /// A client has opened it.
+    fn opened(&self) {}
+
+    /// A client that had opened it is gone, and all of its requests are done.
+    fn closed(&self) {}
+
     /// Reads without waiting for a disk; `Ok(false)` if that is impossible, [`read`](Export::read) is called then.
     ///
     /// # Errors

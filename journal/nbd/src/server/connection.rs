@@ -49,6 +49,7 @@ pub(super) fn serve(shared: &Shared, id: u64, stream: Arc<Stream>) -> Result<(),
     let options = &shared.options;
     let line = Line::new(session, Arc::clone(&stream), options.workers_max, options.waiting_requests_max);
     let closing = CloseOnDrop(&line);
+    line.session.export().opened();
     let mut connection = Connection {
         shared,
         stream: &stream,
@@ -68,12 +69,13 @@ pub(super) fn serve(shared: &Shared, id: u64, stream: Arc<Stream>) -> Result<(),
     result.and(sent)
 }
 
-/// The workers end with the connection, even if an export panics.
+/// The workers end with the connection, and the export hears of its end, even if it panics.
 struct CloseOnDrop<'a>(&'a Line);
 
 impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
         self.0.close();
+        self.0.session.export().closed();
     }
 }
 

@@ -118,6 +118,35 @@ fn a_requested_resync_finds_what_was_changed_behind_our_back_after_a_captured_wr
     change_behind_our_back();
 }
 
+/// Somebody changes a leg between two clients of its tap.
+fn change_between_clients() {
+    let mut simulation = settled();
+    let tap = TapVolume::new(simulation.group.clone(), 0);
+    let write = |fill| tap.write(0, Payload::from_vec(vec![fill; 512])).unwrap();
+    tap.opened();
+    write(1);
+    tap.closed();
+    simulation.note_cut();
+    simulation.legs[0].write_behind_our_back(8192, &[9; 4096]);
+    tap.opened();
+    write(2);
+    while simulation.group.seal_next() {}
+    simulation.settle();
+}
+
+#[test]
+fn a_leg_that_is_changed_between_two_clients_of_its_tap_is_compared() {
+    change_between_clients();
+}
+
+#[test]
+fn the_planted_trust_the_leg_is_noticed() {
+    plant(Some(Bug::TrustTheLeg));
+    let noticed = std::panic::catch_unwind(change_between_clients).is_err();
+    plant(None);
+    assert!(noticed);
+}
+
 #[test]
 fn the_planted_resync_under_older_capture_is_noticed() {
     plant(Some(Bug::ResyncUnderOlderCapture));
