@@ -1,14 +1,16 @@
 //! `thirdsite tap insert` and `tap remove`: the tap goes into and out of the disk path of a running QEMU, by exchanging the block node
 //! under the disk's device. QEMU drains the device by itself; the guest sees a pause of milliseconds.
 //!
-//! Node names follow from the device, so a command that was interrupted is repaired by running it again.
+//! Node names follow from the device, so a command that was interrupted is repaired by running it again. A tap says which leg it is in front
+//! of; nothing is exchanged for another disk.
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use journal_nbd::{Client, Protocol};
+use journal::leg_in_description;
+use journal_nbd::{Client, ExportInfo, Protocol};
 use restore::Monitor;
 use serde_json::{Value, json};
 
@@ -31,8 +33,8 @@ struct Disk<'a> {
 struct Node {
     name: String,
     driver: String,
-    /// The file at the bottom, if it is one.
-    file: Option<PathBuf>,
+    /// The file at the bottom, or the address of an NBD export.
+    file: String,
     size_bytes: u64,
     direct: bool,
 }
@@ -42,15 +44,20 @@ pub(crate) fn insert(device: &TapDevice, tap: &Listen, export: &str) -> anyhow::
     let mut disk = Disk::open(device)?;
     let before = disk.node()?;
     let name = disk.tap_node();
-    if before.name == name {
+    if before.is_tap() {
+        disk.check_tap(&before)?;
         return report(device, &before.name, &before.name, None);
     }
     disk.check_leg(&before)?;
-    let served = export_size(tap, export)?;
-    if served != before.size_bytes {
-        let message = format!("export '{export}' has {served} bytes, the VM's disk {}", before.size_bytes);
-        return Err(Failure::invalid(message, "--export names another volume").into());
+    let served = tapped(tap, export)?;
+    if served.size_bytes != before.size_bytes {
+        let (there, here) = (served.size_bytes, before.size_bytes);
+        let message = format!("export '{export}' has {there} bytes, the VM's disk {here}");
+        let hint =
+            "--export names another volume, or the disk was resized: thirdsite source reload --accept-resize";
+        return Err(Failure::invalid(message, hint).into());
     }
+    disk.check_served(export, &served)?;
     let server = match tap {
         Listen::Unix(path) => json!({"type": "unix", "path": path}),
         Listen::Tcp(address) => {
@@ -68,10 +75,11 @@ pub(crate) fn insert(device: &TapDevice, tap: &Listen, export: &str) -> anyhow::
 pub(crate) fn remove(device: &TapDevice) -> anyhow::Result<()> {
     let mut disk = Disk::open(device)?;
     let before = disk.node()?;
-    if before.name != disk.tap_node() {
+    if !before.is_tap() {
         disk.check_leg(&before)?;
         return report(device, &before.name, &before.name, None);
     }
+    disk.check_tap(&before)?;
     let size_bytes = size_of(&device.leg)?;
     if size_bytes != before.size_bytes {
         let message =
@@ -85,6 +93,22 @@ pub(crate) fn remove(device: &TapDevice) -> anyhow::Result<()> {
         "file": {"driver": driver, "filename": device.leg, "node-name": format!("{name}-file"), "discard": "unmap"},
     });
     disk.exchange(&before, &name, &node)
+}
+
+impl Node {
+    fn is_tap(&self) -> bool {
+        self.driver == "nbd"
+    }
+
+    /// Where its export is served, and its name: QEMU prints `nbd+unix:///EXPORT?socket=PATH` and `nbd://ADDRESS:PORT/EXPORT`.
+    fn served_at(&self) -> Option<(Listen, String)> {
+        if let Some(rest) = self.file.strip_prefix("nbd+unix:///") {
+            let (export, socket) = rest.split_once("?socket=")?;
+            return Some((Listen::Unix(PathBuf::from(socket)), export.to_owned()));
+        }
+        let (address, export) = self.file.strip_prefix("nbd://")?.split_once('/')?;
+        Some((Listen::Tcp(address.parse().ok()?), export.to_owned()))
+    }
 }
 
 impl<'a> Disk<'a> {
@@ -126,7 +150,7 @@ impl<'a> Disk<'a> {
         let image = &node["image"];
         Ok(Node {
             driver: node["drv"].as_str().unwrap_or_default().to_owned(),
-            file: node["file"].as_str().filter(|file| !file.contains("://")).map(PathBuf::from),
+            file: node["file"].as_str().unwrap_or_default().to_owned(),
             size_bytes: image["virtual-size"].as_u64().unwrap_or(0),
             direct: node["cache"]["direct"] == true,
             name,
@@ -145,14 +169,38 @@ impl<'a> Disk<'a> {
                 "start QEMU with cache.direct=off for this disk: it and the tap have to share the page cache";
             return Err(Failure::invalid(format!("the disk '{device}' bypasses the page cache"), hint));
         }
-        let leg = identity(&self.device.leg)?;
-        let same = node.file.as_deref().map(identity).transpose()?.is_some_and(|file| file == leg);
-        if same {
+        let file = &node.file;
+        if identity(Path::new(file))? == identity(&self.device.leg)? {
             return Ok(());
         }
-        let file = node.file.as_ref().map_or_else(|| "no file".to_owned(), |file| file.display().to_string());
         let message = format!("the VM's disk '{device}' is {file}, not '{}'", self.device.leg.display());
         Err(Failure::invalid(message, "--leg names another file than the VM uses; nothing was changed"))
+    }
+
+    /// Whether the NBD disk of the VM is a tap in front of the leg.
+    fn check_tap(&self, node: &Node) -> Result<(), Failure> {
+        let (tap, export) = node.served_at().ok_or_else(|| {
+            let message = format!("the disk '{}' is '{}'", self.device.device, node.file);
+            Failure::invalid(
+                message,
+                "only a disk behind a tap on a unix socket or a TCP address can be handled",
+            )
+        })?;
+        self.check_served(&export, &tapped(&tap, &export)?)
+    }
+
+    fn check_served(&self, export: &str, served: &ExportInfo) -> Result<(), Failure> {
+        let behind = served.description.as_deref().and_then(leg_in_description);
+        let Some(behind) = behind else {
+            let hint = "name the socket of the agent, and one of its exports";
+            return Err(Failure::invalid(format!("export '{export}' is not served by a tap"), hint));
+        };
+        if identity(behind)? == identity(&self.device.leg)? {
+            return Ok(());
+        }
+        let (behind, named) = (behind.display(), self.device.leg.display());
+        let message = format!("the tap '{export}' is in front of '{behind}', not of '{named}'");
+        Err(Failure::invalid(message, "--leg or --export names another disk; nothing was changed"))
     }
 
     /// Adds a node, puts it under the device, and removes the one before. What fails is undone.
@@ -202,8 +250,8 @@ fn node_name(role: &str, device: &str) -> String {
 
 fn report(device: &TapDevice, before: &str, after: &str, pause_ms: Option<f64>) -> anyhow::Result<()> {
     let changed = pause_ms.is_some();
-    let hint = changed.then_some(
-        "if the VM wrote to this disk past the tap while the agent ran, run 'thirdsite resync GROUP'",
+    let hint = (changed && is_block_device(&device.leg)?).then_some(
+        "a block device does not tell that it was written past the tap: run 'thirdsite resync GROUP' when the tap is in",
     );
     if device.json {
         return print_json(&json!({
@@ -221,7 +269,8 @@ fn report(device: &TapDevice, before: &str, after: &str, pause_ms: Option<f64>) 
     Ok(())
 }
 
-fn export_size(tap: &Listen, export: &str) -> Result<u64, Failure> {
+/// What an agent's tap says of an export.
+fn tapped(tap: &Listen, export: &str) -> Result<ExportInfo, Failure> {
     let client = match tap {
         Listen::Unix(path) => Client::connect_unix(path, export, Protocol::Structured),
         Listen::Tcp(address) => Client::connect_tcp(*address, export, Protocol::Structured),
@@ -230,10 +279,10 @@ fn export_size(tap: &Listen, export: &str) -> Result<u64, Failure> {
         let message = format!("the tap does not serve '{export}' on '{tap}': {}", with_causes(&error));
         Failure::unreachable(message, "start the agent first; 'thirdsite status --json' lists its exports")
     })?;
-    let size_bytes = client.info().size_bytes;
+    let info = client.info().clone();
     // It was only asked.
     let _ = client.disconnect();
-    Ok(size_bytes)
+    Ok(info)
 }
 
 fn metadata(path: &Path) -> Result<std::fs::Metadata, Failure> {
