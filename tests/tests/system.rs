@@ -20,5 +20,7 @@ mod restart;
 mod tap;
 #[path = "system/tools.rs"]
 mod tools;
+#[path = "system/vm.rs"]
+mod vm;
 #[path = "system/volumes.rs"]
 mod volumes;

@@ -10,6 +10,8 @@ use tests::scaled;
 use tests::stamps::CutWindow;
 use tests::workload::{Random, Shape, Workload};
 
+use crate::vm::{Vm, copy_disk, image};
+
 const VOLUME_BYTES: u64 = 32 << 20;
 /// A cut every 50 ms, so that the open epoch is small.
 const EXTRA: &str = "cut_interval = \"50ms\"\nclear_interval = \"200ms\"";
@@ -150,6 +152,64 @@ fn the_pair_goes_on_on_the_other_leg_when_the_active_host_is_killed() -> anyhow:
     ensure!(site["received_again_bytes"] == 0, "something was received twice");
     ensure!(fresh == kills, "only {fresh} of {kills} takeovers had a fresh map");
     drop(disk);
+    Ok(())
+}
+
+/// The same with a real guest: QEMU and agent of the active host are killed, the VM boots from the other leg with every record that it had
+/// announced, and its point at the recovery site is the leg.
+#[test]
+fn a_guest_boots_from_the_other_leg_with_every_record() -> anyhow::Result<()> {
+    let image = image()?;
+    let mut lab = Lab::pair(fs::metadata(&image)?.len(), EXTRA)?;
+    let [mut active, mut standby] = hosts();
+    copy_disk(&image, &active.leg(&lab))?;
+    copy_disk(&image, &standby.leg(&lab))?;
+    lab.start_site()?;
+    standby.start(&lab, "standing by")?;
+    active.start(&lab, "ready")?;
+    let tap = |lab: &Lab, host: &Host| {
+        format!(
+            "driver=nbd,node-name=tap,server.type=unix,server.path={},export=demo/disk0,reconnect-delay=86400,open-timeout=30,discard=unmap",
+            lab.path(&format!("{}tap.sock", host.prefix)).display()
+        )
+    };
+    let both =
+        "driver=quorum,node-name=both,children.0=tap,children.1=leg,vote-threshold=1,read-pattern=fifo";
+    let mut random = Random::new(11);
+    let mut announced = 0;
+    let kills = scaled(1, 5);
+    for kill in 0..kills {
+        wait_until_in_step(&lab, &active)?;
+        let leg = format!("driver=file,node-name=leg,filename={}", standby.leg(&lab).display());
+        let mut vm = Vm::start(&lab, &format!("before-{kill}"), &[&tap(&lab, &active), &leg, both], "both")?;
+        let ready = vm.wait_until_ready(&lab)?;
+        ensure!(ready.is_whole() && ready.records >= announced, "life {kill} found {ready} of {announced}");
+        vm.wait_for_more_records(&lab, 20 + random.below(60) as usize)?;
+        lab.cut_by(&active.control(), "demo", &[])?;
+        wait_until_in_step(&lab, &active)?;
+        vm.wait_for_more_records(&lab, 5)?;
+        vm.kill();
+        active.agent.take();
+        announced = vm.life()?.last_number();
+        standby.take_over(&lab)?;
+        std::mem::swap(&mut active, &mut standby);
+        let mut vm = Vm::start(&lab, &format!("after-{kill}"), &[&tap(&lab, &active)], "tap")?;
+        let ready = vm.wait_until_ready(&lab)?;
+        ensure!(ready.is_whole(), "the guest found damage on the other leg: {ready}");
+        ensure!(ready.records >= announced, "the guest found {} of {announced} records", ready.records);
+        vm.wait_for_more_records(&lab, 10)?;
+        announced = vm.life()?.last_number();
+        vm.kill();
+        let last = lab.cut_by(&active.control(), "demo", &[])?;
+        let last = last["point"].as_str().context("no id")?;
+        let leg = fs::read(active.leg(&lab))?;
+        ensure!(lab.restored("demo", "disk0", last)? == leg, "the point differs from the leg");
+        println!("kill {kill}: {ready}");
+        standby.start(&lab, "standing by")?;
+        copy_disk(&active.leg(&lab), &standby.leg(&lab))?;
+    }
+    let site = lab.site_status("demo")?;
+    ensure!(site["received_again_bytes"] == 0, "something was received twice");
     Ok(())
 }
 
