@@ -1,6 +1,8 @@
 //! A consistency group on the protected site: its capture, its journal, and the way from a cut to a sealed segment.
 
+mod opening;
 mod resync;
+mod sealing;
 mod shipping;
 mod status;
 
@@ -11,27 +13,26 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use journal_format::definition::GroupDefinition;
-use journal_format::segment::{BuildOptions, PointKind, PointRecord, VolumeKind, VolumeRecord};
-use journal_format::{
-    BookmarkName, Epoch, GroupName, Hash, PointId, Position, Timestamp, VolumeName, with_causes,
-};
+use journal_format::segment::{BuildOptions, VolumeKind, VolumeRecord};
+use journal_format::{BookmarkName, GroupName, PointId, Position, Timestamp, VolumeName, with_causes};
 use journal_nbd::Arena;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 pub use self::resync::{ResyncStatus, SweepStep};
 pub use self::shipping::SiteHead;
 pub use self::status::GroupStatus;
 pub use crate::chain::StoredSegment;
 
+use self::opening::{Opening, check_sizes, count, known_volumes, volume_record, with_joining};
+use self::sealing::SealState;
 use crate::capture::{Capture, Change, EpochChanges};
-use crate::chain::{Chain, CleanRecord, KnownVolume, Opened, segment_name};
+use crate::chain::{Chain, CleanRecord};
 use crate::clock::Clock;
 use crate::compare::Comparer;
 use crate::error::JournalError;
 use crate::faults::{self, Bug};
-use crate::intent::{Found, IntentMaps, MarkReplica, MarkedPage};
+use crate::intent::{IntentMaps, MarkReplica, MarkedPage};
 use crate::leg::{Leg, LegGuard};
-use crate::seal::{SealRequest, level_under_pressure, seal};
 use crate::storage::Storage;
 
 /// Payload pinned beyond what is held, at which small payloads are copied, in bytes.
@@ -99,18 +100,6 @@ struct QueuedCut {
     time: Timestamp,
     bookmark: Option<BookmarkName>,
     answer: mpsc::Sender<Result<SealedCut, JournalError>>,
-}
-
-/// What the sealing of one cut hands to the next.
-#[derive(Default)]
-struct SealState {
-    /// Cuts of earlier epochs may lack changes that were lost after they were taken.
-    tainted_before: Epoch,
-    /// Hash of the definition that the chain carries.
-    definition_sent: Option<Hash>,
-    written_since_point: u64,
-    /// Volumes that points do not hold, as `journal.json` says.
-    joining: usize,
 }
 
 /// Wakes the group's threads. A raise between `seen` and `wait` is not missed.
@@ -337,134 +326,6 @@ impl Group {
         *last
     }
 
-    /// Seals the oldest cut that waits. Returns whether there was one.
-    pub fn seal_next(&self) -> bool {
-        let mut state = self.lock(&self.sealing);
-        let Some(cut) = self.lock(&self.queue).pop_front() else { return false };
-        let payload_bytes = cut.changes.payload_bytes();
-        let result = self.seal_cut(&mut state, &cut);
-        if let Err(lost) = &result {
-            self.abandon(&mut state, &cut.changes, lost);
-        }
-        drop(state);
-        let answer = cut.answer.clone();
-        drop(cut);
-        self.capture.release_memory(payload_bytes);
-        self.signal.raise();
-        (self.observer)(result.as_ref().ok().filter(|sealed| sealed.is_point).copied());
-        // Nobody waits for the cuts that the schedule makes.
-        let _ = answer.send(result);
-        true
-    }
-
-    fn seal_cut(&self, state: &mut SealState, cut: &QueuedCut) -> Result<SealedCut, JournalError> {
-        let epoch = cut.changes.epoch;
-        let (next, generation, first_epoch, storage) = {
-            let chain = self.lock(&self.chain);
-            (chain.next(), chain.generation(), chain.next_epoch(), chain.storage())
-        };
-        if epoch < first_epoch {
-            return Err(self.cut_lost("the recovery site is ahead of it"));
-        }
-        let volumes: Vec<VolumeRecord> = with_joining(&self.volumes, &cut.changes.joining).collect();
-        let held = |name: &VolumeName| volumes.iter().any(|volume| volume.name == *name && !volume.joining);
-        let definition = self.definition.as_ref().and_then(|definition| definition.restricted_to(held));
-        let definition_hash = definition.as_ref().map(GroupDefinition::hash);
-        let is_point = cut.changes.complete && epoch >= state.tainted_before;
-        state.written_since_point += cut.changes.written_bytes;
-        let point = is_point.then(|| PointRecord {
-            epoch,
-            time: cut.time,
-            kind: PointKind::Crash,
-            bookmark: cut.bookmark.clone(),
-            definition: definition_hash.unwrap_or(Hash::ZERO),
-            written_bytes: state.written_since_point,
-        });
-        let held_bytes = self.capture.held_bytes();
-        let level = level_under_pressure(self.build.level, held_bytes, self.capture.budget_bytes());
-        let request = SealRequest {
-            group: &self.name,
-            generation,
-            first_epoch,
-            last_epoch: epoch,
-            sealed_at: self.clock.now(),
-            volumes: &volumes,
-            point,
-            definition: definition.as_ref().filter(|_| state.definition_sent != definition_hash),
-            options: BuildOptions { level, ..self.build },
-        };
-        let mut position = None;
-        let keep = |stored: StoredSegment| {
-            self.register(stored)?;
-            position = Some(stored.position);
-            Ok(())
-        };
-        let check_room = |size_bytes: u64| self.lock(&self.chain).check_room(size_bytes);
-        seal(&request, &cut.changes, next, &*storage, keep, &check_room)?;
-        state.definition_sent = definition_hash;
-        self.note_joined(state, &cut.changes.joining);
-        let position = position.expect("an epoch is sealed into at least one segment");
-        let sealed = SealedCut { point: PointId { generation, epoch }, position, time: cut.time, is_point };
-        self.owes_point.store(!is_point, Ordering::Release);
-        if is_point {
-            state.written_since_point = 0;
-            *self.lock(&self.last_point) = Some(sealed);
-        }
-        Ok(sealed)
-    }
-
-    /// Notes durably which volumes points hold, when that has changed.
-    fn note_joined(&self, state: &mut SealState, joining: &[bool]) {
-        let waiting = count(joining);
-        if waiting == state.joining {
-            return;
-        }
-        state.joining = waiting;
-        let known = known_volumes(with_joining(&self.volumes, joining));
-        match self.lock(&self.chain).save_state(self.intents.session(), known, None) {
-            Ok(()) => info!(group = %self.name, waiting, "points hold a volume that was added"),
-            Err(error) => {
-                warn!(group = %self.name, error = with_causes(&error), "journal.json could not be replaced; after a restart the volume joins anew");
-            }
-        }
-    }
-
-    /// Takes a written segment into the chain, unless the chain was rebased while it was being written.
-    fn register(&self, stored: StoredSegment) -> Result<(), JournalError> {
-        let mut chain = self.lock(&self.chain);
-        if chain.next() == (stored.position.sequence, stored.parent) {
-            chain.register(stored);
-            faults::step("seal.registered");
-            return Ok(());
-        }
-        if let Err(error) = chain.storage().remove(&segment_name(stored.position.sequence)) {
-            warn!(group = %self.name, %error, "a segment of the old timeline could not be removed");
-        }
-        Err(self.cut_lost("the timeline was changed by the recovery site"))
-    }
-
-    /// Gives up the changes of an epoch: their regions are dirty, and no cut taken so far is a point.
-    fn abandon(&self, state: &mut SealState, changes: &EpochChanges, lost: &JournalError) {
-        for (volume, map) in changes.volumes.iter().enumerate() {
-            let ranges = map.ranges().map(|range| range.offset..range.offset + range.length);
-            self.capture.mark_dirty(volume, ranges);
-        }
-        self.taint(state);
-        self.lost_cuts.fetch_add(1, Ordering::Relaxed);
-        error!(group = %self.name, epoch = %changes.epoch, error = with_causes(lost), "epoch dropped from the journal; a resync follows");
-    }
-
-    /// Says that no cut taken so far is a point. Called after regions were marked dirty.
-    fn taint(&self, state: &mut SealState) {
-        state.tainted_before = self.capture.open_epoch();
-        self.owes_point.store(true, Ordering::Release);
-        *self.lock(&self.last_point) = None;
-    }
-
-    fn cut_lost(&self, reason: &str) -> JournalError {
-        JournalError::CutLost { group: self.name.clone(), reason: reason.to_owned() }
-    }
-
     /// Seals and flushes while the taps go on, so that there is little left to do for [`Group::close`].
     pub fn prepare_close(&self) {
         const PATIENCE: Duration = Duration::from_secs(5);
@@ -546,103 +407,6 @@ impl Group {
 
     fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn known_volumes(volumes: impl Iterator<Item = VolumeRecord>) -> Vec<KnownVolume> {
-    let known = |volume: VolumeRecord| {
-        let VolumeRecord { name, size_bytes, joining, .. } = volume;
-        KnownVolume { name, size_bytes, joining }
-    };
-    volumes.map(known).collect()
-}
-
-fn count(joining: &[bool]) -> usize {
-    joining.iter().filter(|joining| **joining).count()
-}
-
-/// The volumes with whether points do not hold them yet.
-fn with_joining(volumes: &[VolumeRecord], joining: &[bool]) -> impl Iterator<Item = VolumeRecord> {
-    volumes.iter().zip(joining).map(|(volume, &joining)| VolumeRecord { joining, ..volume.clone() })
-}
-
-fn check_sizes(volumes: &[VolumeSettings], known: &[KnownVolume]) -> Result<(), JournalError> {
-    for volume in volumes.iter().filter(|volume| !volume.accept_resize) {
-        let actual = volume.leg.size_bytes();
-        let before = known.iter().find(|known| known.name == volume.name);
-        if let Some(before) = before.filter(|before| before.size_bytes != actual) {
-            let expected = before.size_bytes;
-            return Err(JournalError::LegSize { volume: volume.name.clone(), expected, actual });
-        }
-    }
-    Ok(())
-}
-
-fn volume_record(volume: &VolumeSettings) -> VolumeRecord {
-    let size_bytes = volume.leg.size_bytes();
-    VolumeRecord { name: volume.name.clone(), kind: volume.kind, size_bytes, joining: false }
-}
-
-/// What opening found, and what it is compared with.
-struct Opening<'a> {
-    volumes: &'a [VolumeRecord],
-    legs: &'a [Arc<dyn Leg>],
-    opened: &'a Opened,
-    found: &'a [Found],
-}
-
-impl Opening<'_> {
-    /// Makes dirty what nobody can vouch for: the decision table of `FORMAT.md`.
-    fn mark_untracked(&self, capture: &Capture, session: Option<u64>) {
-        let group = self.opened.chain.group();
-        let clean =
-            self.opened.clean.as_ref().filter(|_| session.is_some() && session == self.opened.session);
-        for (volume, record) in self.volumes.iter().enumerate() {
-            let (name, found) = (&record.name, self.found[volume]);
-            // The clean record has the legs in the order in which the journal knew the volumes.
-            let before = self.opened.known.iter().position(|known| known.name == *name);
-            let noted = clean.zip(before).and_then(|(clean, before)| clean.legs.get(before)?.as_ref());
-            let stamp = self.legs[volume].stamp();
-            if noted.is_some() && noted == stamp.as_ref() && found == Found::Whole {
-                continue;
-            }
-            if noted.is_some() && stamp.is_some() {
-                warn!(%group, volume = %name, "the leg was changed while the agent was not running; all of it is compared with the recovery site");
-                capture.mark_all_dirty(volume);
-            } else {
-                info!(%group, volume = %name, intent_map = ?found, "what the intent map names is compared with the recovery site");
-                if !faults::planted(Bug::ForgetAfterCrash) {
-                    capture.mark_marked_dirty(volume);
-                }
-            }
-        }
-        for name in &self.opened.damaged {
-            error!(%group, segment = %name, "damaged segment set aside; a resync replaces it");
-        }
-    }
-
-    /// A volume that is new in a group with points joins it: the points go on without it until it is whole.
-    fn begin_joining(&self, capture: &Capture) {
-        let known = &self.opened.known;
-        let member = |name: &VolumeName| known.iter().any(|known| known.name == *name && !known.joining);
-        if !self.volumes.iter().any(|volume| member(&volume.name)) {
-            return;
-        }
-        for (number, volume) in self.volumes.iter().enumerate().filter(|(_, volume)| !member(&volume.name)) {
-            info!(group = %self.opened.chain.group(), volume = %volume.name, "the volume joins the group: points hold it when all of it is at the recovery site");
-            capture.begin_joining(number);
-        }
-    }
-
-    /// Takes in what the waiting segments change.
-    fn note_waiting(&self, capture: &Capture) {
-        for change in &self.opened.changes {
-            let volume = self.volumes.iter().position(|volume| volume.name == change.volume);
-            let Some(volume) = volume else { continue };
-            let size_bytes = self.volumes[volume].size_bytes;
-            let range = change.range.start.min(size_bytes)..change.range.end.min(size_bytes);
-            capture.note_sealed(volume, &range, change.epoch);
-        }
     }
 }
 

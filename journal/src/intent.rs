@@ -8,6 +8,7 @@
 
 mod ahead;
 mod file;
+mod state;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,13 +20,13 @@ use journal_format::{GroupName, VolumeName, with_causes};
 use serde::Serialize;
 use tracing::{error, info, warn};
 
-use self::ahead::Ahead;
 pub(crate) use self::file::{Found, map_name};
 use self::file::{Layout, PAGE_REGIONS};
+use self::state::{Map, State, Work, Written, marked_page, take_work};
 use crate::clock::Clock;
 use crate::faults::{self, Bug};
 use crate::regions::{REGION_BYTES, RegionSet, regions_of};
-use crate::storage::{Storage, UpdateFile};
+use crate::storage::Storage;
 
 /// Says, while it exists, that the maps do not count.
 const UNTRACKED_FILE: &str = "untracked";
@@ -82,81 +83,6 @@ pub struct MarkCounters {
     pub mark_wait_bound_seconds: f64,
     /// Syncs of the maps since the start.
     pub mark_syncs: u64,
-}
-
-struct Map {
-    name: VolumeName,
-    layout: Layout,
-    bits: RegionSet,
-    versions: Vec<u64>,
-    /// For each page the commit that makes its last change durable.
-    due: Vec<u64>,
-    pending: BTreeSet<u32>,
-    /// For each page the number of regions that are marked on disk.
-    on_disk: Vec<u32>,
-    ahead: Ahead,
-    /// Absent while a commit uses it, and after a failure.
-    file: Option<Box<dyn UpdateFile>>,
-}
-
-impl Map {
-    fn new(group: &GroupName, name: &VolumeName, bits: RegionSet) -> Map {
-        let layout = Layout::new(group, name, bits.size_bytes());
-        let pages = layout.pages() as usize;
-        let on_disk = (0..layout.pages()).map(|page| file::count(&file::page_bits(&bits, page))).collect();
-        Map {
-            name: name.clone(),
-            layout,
-            bits,
-            on_disk,
-            versions: vec![1; pages],
-            due: vec![0; pages],
-            pending: BTreeSet::new(),
-            ahead: Ahead::default(),
-            file: None,
-        }
-    }
-
-    fn changed(&mut self, page: u32, commit: u64) {
-        self.versions[page as usize] += 1;
-        self.due[page as usize] = commit;
-        self.pending.insert(page);
-    }
-}
-
-impl Map {
-    fn after_crash_bytes(&self, tracking: Tracking) -> u64 {
-        match tracking {
-            Tracking::Durable => {
-                self.on_disk.iter().map(|&count| u64::from(count)).sum::<u64>() * REGION_BYTES
-            }
-            Tracking::Untracked => self.bits.regions() * REGION_BYTES,
-            // Nothing would say so.
-            Tracking::InMemory => 0,
-        }
-    }
-}
-
-struct State {
-    maps: Vec<Map>,
-    session: u64,
-    begun: u64,
-    finished: u64,
-    tracking: Tracking,
-    /// A thread commits; otherwise whoever marks does.
-    has_writer: bool,
-    stopping: bool,
-    waits: u64,
-    wait_max: Duration,
-    syncs: u64,
-}
-
-impl State {
-    fn keep(&mut self, Written { volume, file, on_disk }: Written) {
-        let map = &mut self.maps[volume];
-        map.file = Some(file);
-        on_disk.into_iter().for_each(|(page, count)| map.on_disk[page as usize] = count);
-    }
 }
 
 /// The intent maps of a group.
@@ -271,7 +197,7 @@ impl IntentMaps {
     /// Marks only what is written from now on.
     #[cfg(test)]
     pub(crate) fn mark_nothing_ahead(&self) {
-        self.lock().maps.iter_mut().for_each(|map| map.ahead = Ahead::none());
+        self.lock().maps.iter_mut().for_each(|map| map.ahead = ahead::Ahead::none());
     }
 
     /// What is marked in a volume.
@@ -582,39 +508,6 @@ impl IntentMaps {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What one commit writes to one map.
-struct Work {
-    volume: usize,
-    layout: Layout,
-    file: Option<Box<dyn UpdateFile>>,
-    pages: Vec<MarkedPage>,
-}
-
-/// What is durable of one map.
-struct Written {
-    volume: usize,
-    file: Box<dyn UpdateFile>,
-    /// For each page that was written, how many regions it marks.
-    on_disk: Vec<(u32, u32)>,
-}
-
-fn take_work(state: &mut State) -> (u64, Vec<Work>) {
-    state.begun += 1;
-    let changed = state.maps.iter_mut().enumerate().filter(|(_, map)| !map.pending.is_empty());
-    let work = changed.map(|(volume, map)| {
-        let pages = std::mem::take(&mut map.pending);
-        let pages = pages.into_iter().map(|page| marked_page(volume, map, page)).collect();
-        Work { volume, layout: map.layout.clone(), file: map.file.take(), pages }
-    });
-    let work = work.collect();
-    (state.begun, work)
-}
-
-fn marked_page(volume: usize, map: &Map, page: u32) -> MarkedPage {
-    let (version, bits) = (map.versions[page as usize], file::page_bits(&map.bits, page));
-    MarkedPage { volume: volume as u16, page, version, bits }
 }
 
 #[cfg(test)]
