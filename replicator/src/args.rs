@@ -97,9 +97,8 @@ pub(crate) struct TapDevice {
 pub(crate) enum PairCommand {
     /// Make this standby host the active one: what a cluster manager calls before it starts the VM here
     Takeover {
-        /// Control socket of this host's agent
-        #[arg(long, env = "THIRDSITE_SOURCE_CONTROL", default_value = "/run/thirdsite/source.sock")]
-        control: PathBuf,
+        #[command(flatten)]
+        agent: AgentArg,
         /// How long to wait until this host is active
         #[arg(long, default_value = "1min", value_parser = humantime::parse_duration, value_name = "DURATION")]
         timeout: Duration,
@@ -107,6 +106,14 @@ pub(crate) enum PairCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// The agent that is asked.
+#[derive(Debug, Args)]
+pub(crate) struct AgentArg {
+    /// Control socket of this host's agent
+    #[arg(long, env = "THIRDSITE_SOURCE_CONTROL", default_value = "/run/thirdsite/source.sock")]
+    pub(crate) control: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -119,9 +126,8 @@ pub(crate) struct ResyncArgs {
     /// Show its progress and return when a point behind it is confirmed
     #[arg(long)]
     pub(crate) wait: bool,
-    /// Control socket of the agent
-    #[arg(long, env = "THIRDSITE_SOURCE_CONTROL", default_value = "/run/thirdsite/source.sock")]
-    pub(crate) control: PathBuf,
+    #[command(flatten)]
+    pub(crate) agent: AgentArg,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -168,9 +174,8 @@ pub(crate) enum SourceCommand {
         /// Accept that the leg of GROUP/VOLUME has another size than before
         #[arg(long, value_name = "GROUP/VOLUME")]
         accept_resize: Vec<String>,
-        /// Control socket of the agent
-        #[arg(long, env = "THIRDSITE_SOURCE_CONTROL", default_value = "/run/thirdsite/source.sock")]
-        control: PathBuf,
+        #[command(flatten)]
+        agent: AgentArg,
         /// How long to wait until the agent works by the new settings
         #[arg(long, default_value = "1min", value_parser = humantime::parse_duration, value_name = "DURATION")]
         timeout: Duration,
@@ -236,9 +241,8 @@ pub(crate) struct CutArgs {
     /// How long to wait for the receipt
     #[arg(long, default_value = "5min", value_parser = humantime::parse_duration, value_name = "DURATION")]
     pub(crate) timeout: Duration,
-    /// Control socket of the agent
-    #[arg(long, env = "THIRDSITE_SOURCE_CONTROL", default_value = "/run/thirdsite/source.sock")]
-    pub(crate) control: PathBuf,
+    #[command(flatten)]
+    pub(crate) agent: AgentArg,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

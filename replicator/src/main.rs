@@ -52,8 +52,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Source(SourceCommand::Run { config, accept_resize }) => {
             runtime()?.block_on(source::run(&config, &accept_resize))
         }
-        Command::Source(SourceCommand::Reload { accept_resize, control, timeout, json }) => {
-            commands::reload(&control, accept_resize, timeout, json)
+        Command::Source(SourceCommand::Reload { accept_resize, agent, timeout, json }) => {
+            commands::reload(&agent.control, accept_resize, timeout, json)
         }
         Command::Source(SourceCommand::Supervise { config }) => runtime()?.block_on(supervise::run(&config)),
         Command::Site(SiteCommand::Run { config }) => runtime()?.block_on(site::run(&config)),
@@ -64,8 +64,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Cut(args) => commands::cut(&args),
         Command::Tap(TapCommand::Insert { device, tap, export }) => commands::insert(&device, &tap, &export),
         Command::Tap(TapCommand::Remove { device }) => commands::remove(&device),
-        Command::Pair(PairCommand::Takeover { control, timeout, json }) => {
-            commands::takeover(&control, timeout, json)
+        Command::Pair(PairCommand::Takeover { agent, timeout, json }) => {
+            commands::takeover(&agent.control, timeout, json)
         }
         Command::Resync(args) => commands::resync(&args),
         Command::Status(args) => commands::status(&args),

@@ -17,7 +17,7 @@ pub(crate) fn cut(args: &CutArgs) -> anyhow::Result<()> {
         bookmark: args.bookmark.clone(),
         wait_seconds: args.wait.then(|| args.timeout.as_secs().max(1)),
     };
-    let answer = ask(&args.control, &request)?;
+    let answer = ask(&args.agent.control, &request)?;
     if args.json {
         return print_json(&answer);
     }

@@ -15,12 +15,12 @@ const RECEIPT_SECONDS: u64 = 3600;
 
 pub(crate) fn resync(args: &ResyncArgs) -> anyhow::Result<()> {
     let ResyncArgs { group, full, .. } = args;
-    let mut answer = ask(&args.control, &ControlRequest::Resync { group: group.clone(), full: *full })?;
+    let mut answer = ask(&args.agent.control, &ControlRequest::Resync { group: group.clone(), full: *full })?;
     if args.wait {
         watch(args)?;
         let cut =
             ControlRequest::Cut { group: group.clone(), bookmark: None, wait_seconds: Some(RECEIPT_SECONDS) };
-        answer["point"] = ask(&args.control, &cut)?["point"].clone();
+        answer["point"] = ask(&args.agent.control, &cut)?["point"].clone();
     }
     if args.json {
         return print_json(&answer);
@@ -37,7 +37,7 @@ pub(crate) fn resync(args: &ResyncArgs) -> anyhow::Result<()> {
 fn watch(args: &ResyncArgs) -> anyhow::Result<()> {
     let show = progress("comparing");
     loop {
-        let status = ask(&args.control, &ControlRequest::Status {})?;
+        let status = ask(&args.agent.control, &ControlRequest::Status {})?;
         let groups = status["groups"].as_array().cloned().unwrap_or_default();
         let name = json!(args.group);
         let resync = groups.iter().find(|group| group["name"] == name).map(|group| &group["resync"]);
