@@ -159,19 +159,32 @@ fn a_volume_is_added_and_removed_while_vms_write_and_points_go_on() -> anyhow::R
 fn a_crash_of_the_agent_is_a_short_pause() -> anyhow::Result<()> {
     let mut lab = Lab::demo(&[64 * MIB])?;
     lab.start_site()?;
+    crash_under_load(&lab)
+}
+
+/// The same while a standby has to be asked for every mark.
+#[test]
+fn a_crash_of_the_active_agent_of_a_pair_is_a_short_pause() -> anyhow::Result<()> {
+    let mut lab = Lab::pair(64 * MIB, "")?;
+    lab.start_site()?;
+    let standby = lab.daemon("standby", &["source", "run", "--config"], "b-source.toml")?;
+    standby.wait_for("standing by")?;
+    crash_under_load(&lab)
+}
+
+fn crash_under_load(lab: &Lab) -> anyhow::Result<()> {
     let supervisor = lab.daemon("supervisor", &["source", "supervise", "--config"], "source.toml")?;
     supervisor.wait_for(" ready")?;
-    let vm = Vm::start(&lab, "demo/disk0");
-    vm.wait_for_more_writes(&lab)?;
+    let vm = Vm::start(lab, "demo/disk0");
+    vm.wait_for_more_writes(lab)?;
+    let starts = || supervisor.log().iter().filter(|line| line.contains("agent started")).count();
     for kill in 1..=5 {
-        let started = supervisor.log().iter().filter(|line| line.contains("agent started")).count();
-        let agent =
-            supervisor.log().iter().rev().find_map(|line| agent_id(line)).context("no agent was started")?;
+        let started = starts();
+        let log = supervisor.log();
+        let agent = log.iter().rev().find_map(|line| agent_id(line)).context("no agent was started")?;
         tests::lab::kill(agent)?;
-        lab.eventually("the next agent", |_| {
-            Ok(supervisor.log().iter().filter(|line| line.contains("agent started")).count() > started)
-        })?;
-        vm.wait_for_more_writes(&lab)?;
+        lab.eventually("the next agent", |_| Ok(starts() > started))?;
+        vm.wait_for_more_writes(lab)?;
         println!("kill {kill}: longest pause so far {:.0} ms", vm.longest_pause().as_secs_f64() * 1e3);
     }
     let pause = vm.longest_pause();
