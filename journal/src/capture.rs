@@ -102,6 +102,15 @@ impl VolumeState {
         self.dirty.mark(range);
     }
 
+    /// What the open epoch captured in dirty regions counts as lost.
+    fn give_up_dirty(&mut self) {
+        if faults::planted(Bug::GiveUpQuietly) {
+            return;
+        }
+        self.watches.iter_mut().for_each(Watch::spoil_all);
+        self.lost_behind = Epoch(self.epoch.0.saturating_sub(1));
+    }
+
     fn note_change(&mut self, range: &Range<u64>) {
         let epoch = u32::try_from(self.epoch.0).unwrap_or(u32::MAX);
         let regions = regions_of(range);
@@ -143,9 +152,21 @@ pub(crate) struct EpochChanges {
     pub(crate) complete: bool,
     /// For each volume whether points do not hold it yet.
     pub(crate) joining: Vec<bool>,
+    /// For each volume what was dirty at the end of the epoch, if payload was dropped in it. No point needs what the epoch holds there.
+    given_up: Vec<RegionSet>,
 }
 
 impl EpochChanges {
+    /// Forgets what lies in regions that were given up: a resync reads them again, and sealing what it will read anyway would only let more
+    /// be dropped. Returns how many bytes of payload that was.
+    pub(crate) fn forget_given_up(&mut self) -> u64 {
+        let before = self.payload_bytes();
+        for (map, given_up) in self.volumes.iter_mut().zip(&self.given_up) {
+            map.retain(|range| !given_up.covers(&range));
+        }
+        before - self.payload_bytes()
+    }
+
     pub(crate) fn payload_bytes(&self) -> u64 {
         self.volumes.iter().map(ExtentMap::payload_bytes).sum()
     }
@@ -264,13 +285,19 @@ impl Capture {
         }
         let complete = states.iter().all(|state| state.is_whole()) || faults::planted(Bug::PointWhileDirty);
         let joining = states.iter().map(|state| state.joining).collect();
-        let mut changes = EpochChanges { epoch, volumes: Vec::new(), written_bytes: 0, complete, joining };
+        let overloaded = self.overloaded.swap(false, Ordering::Relaxed);
+        let given_up = Vec::new();
+        let mut changes =
+            EpochChanges { epoch, volumes: Vec::new(), written_bytes: 0, complete, joining, given_up };
         for state in &mut states {
+            if overloaded {
+                state.give_up_dirty();
+                changes.given_up.push(state.dirty.clone());
+            }
             changes.volumes.push(std::mem::take(&mut state.map));
             changes.written_bytes += std::mem::take(&mut state.written_bytes);
             state.epoch = epoch.next();
         }
-        self.overloaded.store(false, Ordering::Relaxed);
         changes
     }
 
@@ -284,6 +311,11 @@ impl Capture {
     /// The epoch that takes in writes now.
     pub(crate) fn open_epoch(&self) -> Epoch {
         self.lock(0).epoch
+    }
+
+    /// Takes in that captured payload was given up.
+    pub(crate) fn note_dropped(&self, payload_bytes: u64) {
+        self.dropped_bytes.fetch_add(payload_bytes, Ordering::Relaxed);
     }
 
     /// Gives back the memory of changes that are sealed or dropped.

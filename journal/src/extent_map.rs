@@ -1,6 +1,7 @@
 //! What an epoch changed in one volume: non-overlapping ranges, the newest write of each byte.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use journal_nbd::Payload;
 
@@ -75,6 +76,16 @@ impl ExtentMap {
     /// Takes a range out.
     pub(crate) fn remove(&mut self, offset: u64, length: u64) {
         self.clear_range(offset, offset + length);
+    }
+
+    /// Keeps only the ranges, in bytes, that `keep` wants.
+    pub(crate) fn retain(&mut self, keep: impl Fn(Range<u64>) -> bool) {
+        let payload_bytes = &mut self.payload_bytes;
+        self.pieces.retain(|&offset, piece| {
+            let kept = keep(offset..offset + piece.length);
+            *payload_bytes -= if kept { 0 } else { piece.payload_bytes() };
+            kept
+        });
     }
 
     /// Puts a range over whatever is there.

@@ -16,6 +16,8 @@ pub enum Bug {
     IgnoreOverlap,
     /// A dropped payload does not make its range dirty.
     DropWithoutDirty,
+    /// What an epoch gives up in dirty regions does not count as lost.
+    GiveUpQuietly,
     /// A cut is a point although something is dirty.
     PointWhileDirty,
     /// What a comparison read is taken although the guest wrote meanwhile.

@@ -36,7 +36,7 @@ use crate::leg::{Leg, LegGuard};
 use crate::storage::Storage;
 
 /// Payload pinned beyond what is held, at which small payloads are copied, in bytes.
-const PINNED_SLACK_BYTES: u64 = 64 << 20;
+pub const PINNED_SLACK_BYTES: u64 = 64 << 20;
 /// Payloads up to this size are cheap to copy, in bytes.
 const SMALL_PAYLOAD_BYTES: usize = 64 << 10;
 
@@ -280,7 +280,7 @@ impl Group {
         let Change::Data(payload) = change else { return false };
         let pinned_bytes = || self.arena.stats().chunk_bytes as u64;
         payload.len() <= SMALL_PAYLOAD_BYTES
-            && pinned_bytes() > PINNED_SLACK_BYTES + 2 * self.capture.held_bytes()
+            && pinned_bytes() > PINNED_SLACK_BYTES + self.capture.held_bytes()
     }
 
     /// Whether a cut now would carry anything that the last one did not.

@@ -30,8 +30,8 @@ pub use clock::{Clock, ManualClock, SystemClock};
 pub use compare::{Compared, Comparer, RegionState};
 pub use error::JournalError;
 pub use group::{
-    CutRequest, CutTicket, Group, GroupSettings, GroupStatus, ResyncStatus, SealedCut, SiteHead,
-    StoredSegment, SweepStep, VolumeSettings,
+    CutRequest, CutTicket, Group, GroupSettings, GroupStatus, PINNED_SLACK_BYTES, ResyncStatus, SealedCut,
+    SiteHead, StoredSegment, SweepStep, VolumeSettings,
 };
 pub use intent::{MARK_PATIENCE, MarkCounters, MarkReplica, MarkedPage, Tracking};
 pub use leg::{FileLeg, Leg, LegStamp};

@@ -20,6 +20,10 @@ pub(super) struct Watch {
 }
 
 impl Watch {
+    pub(super) fn spoil_all(&mut self) {
+        self.regions.iter_mut().for_each(|(_, spoiled)| *spoiled = true);
+    }
+
     pub(super) fn spoil(&mut self, range: &Range<u64>) {
         let touched = regions_of(range);
         for (_, spoiled) in self.regions.iter_mut().filter(|(region, _)| touched.contains(region)) {

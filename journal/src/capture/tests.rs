@@ -130,6 +130,25 @@ fn a_volume_that_joins_holds_up_no_point_and_is_in_one_when_nothing_of_it_is_dir
 }
 
 #[test]
+fn an_epoch_that_lost_payload_gives_up_what_it_has_in_the_same_regions() {
+    let capture = capture(4096);
+    write(&capture, 0, 0, data(1, 2048));
+    write(&capture, 0, REGION_BYTES, data(2, 2048));
+    // This one does not fit, so its region is dirty: what was captured there is of no use.
+    write(&capture, 0, 4096, data(3, 2048));
+    let ticket = watch(&capture, 0);
+    let mut changes = capture.cut();
+    assert_eq!(changes.forget_given_up(), 2048);
+    assert_eq!((bytes_at(&changes, 0, 0), bytes_at(&changes, 0, REGION_BYTES)), (None, Some(2)));
+    // What was read before it was given up does not count.
+    assert_eq!(capture.settle_equal(&ticket, &[true], Epoch(9)), 0);
+    // The next epoch has room and gives nothing up.
+    capture.release_memory(4096);
+    write(&capture, 0, 0, data(1, 2048));
+    assert_eq!(capture.cut().forget_given_up(), 0);
+}
+
+#[test]
 fn a_failed_leg_leaves_its_regions_dirty() {
     let capture = capture(1 << 20);
     let ticket = capture.begin(0, 0, data(1, 512), false);
@@ -282,6 +301,21 @@ fn the_planted_ignore_spoiled_sweep_is_noticed() {
     capture.settle_equal(&ticket, &[true], Epoch(9));
     plant(None);
     assert_eq!(capture.dirty_bytes(), 0, "a lost write is forgotten");
+}
+
+#[test]
+fn the_planted_give_up_quietly_is_noticed() {
+    let capture = capture(0);
+    write(&capture, 0, 0, data(1, 512));
+    let ticket = watch(&capture, 0);
+    plant(Some(Bug::GiveUpQuietly));
+    drop(capture.cut());
+    plant(None);
+    assert_eq!(
+        capture.settle_equal(&ticket, &[true], Epoch(9)),
+        REGION_BYTES,
+        "what was given up is forgotten"
+    );
 }
 
 #[test]

@@ -31,8 +31,9 @@ impl Group {
     /// Seals the oldest cut that waits. Returns whether there was one.
     pub fn seal_next(&self) -> bool {
         let mut state = self.lock(&self.sealing);
-        let Some(cut) = self.lock(&self.queue).pop_front() else { return false };
+        let Some(mut cut) = self.lock(&self.queue).pop_front() else { return false };
         let payload_bytes = cut.changes.payload_bytes();
+        self.capture.note_dropped(cut.changes.forget_given_up());
         let result = self.seal_cut(&mut state, &cut);
         if let Err(lost) = &result {
             self.abandon(&mut state, &cut.changes, lost);
