@@ -112,8 +112,8 @@ impl Daemon {
         line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
     }
 
-    fn check_memory(&self) {
-        let (Some(peak), Some(max)) = (self.peak_memory_mib(), self.memory_max_mib) else { return };
+    fn check_memory(&self, peak_mib: Option<u64>) {
+        let (Some(peak), Some(max)) = (peak_mib, self.memory_max_mib) else { return };
         assert!(
             peak <= max || thread::panicking(),
             "{} had {peak} MiB of memory; its settings allow {max}",
@@ -154,12 +154,13 @@ impl Daemon {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
         }
-        self.check_memory();
+        let peak = self.peak_memory_mib();
         if let Some(group) = Pid::from_raw(self.child.id().cast_signed()) {
             // It may be ending just now.
             let _ = kill_process_group(group, Signal::KILL);
         }
         let _ = self.child.wait();
+        self.check_memory(peak);
     }
 
     /// Ends it in order (SIGTERM) and waits for its exit code.
@@ -167,9 +168,10 @@ impl Daemon {
     /// # Errors
     /// If it does not end well.
     pub fn stop(&mut self) -> anyhow::Result<()> {
-        self.check_memory();
+        let peak = self.peak_memory_mib();
         signal(self.child.id(), Signal::TERM)?;
         let status = self.child.wait()?;
+        self.check_memory(peak);
         self.log.wait("END OF LOG", 0);
         ensure!(status.success(), "{} ended with {status}:\n{}", self.name, self.log.lines().join("\n"));
         Ok(())

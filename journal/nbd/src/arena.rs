@@ -35,8 +35,8 @@ const ROOM_BYTES_MIN: usize = 64 << 10;
 const READ_AFTER_LARGE_BYTES: usize = 4 << 10;
 /// Large payloads get memory of a multiple of this, so that it can be used again for others of about that size.
 const LARGE_STEP_BYTES: usize = 256 << 10;
-/// Memory that a pool keeps for the next use, if its owner says nothing else.
-const FREE_BYTES_MAX: usize = 64 << 20;
+/// Memory of a pool, used and kept for the next use, if its owner says nothing else.
+const BYTES_MAX: usize = 64 << 20;
 
 /// A pool of memory for payloads; clones share it.
 #[derive(Clone)]
@@ -56,7 +56,7 @@ pub struct ArenaStats {
 }
 
 struct Pool {
-    free_bytes_max: usize,
+    bytes_max: usize,
     state: Mutex<PoolState>,
 }
 
@@ -99,14 +99,14 @@ impl Drop for Memory {
 
 impl Default for Arena {
     fn default() -> Self {
-        Arena::new(FREE_BYTES_MAX)
+        Arena::new(BYTES_MAX)
     }
 }
 
 impl Arena {
-    /// A pool that keeps up to `free_bytes_max` bytes of unused memory for the next use.
-    pub fn new(free_bytes_max: usize) -> Self {
-        Arena { pool: Arc::new(Pool { free_bytes_max, state: Mutex::default() }) }
+    /// A pool that keeps unused memory for the next use, as long as it has no more than `bytes_max` with what is in use.
+    pub fn new(bytes_max: usize) -> Self {
+        Arena { pool: Arc::new(Pool { bytes_max, state: Mutex::default() }) }
     }
 
     /// What the arena holds now.
@@ -130,7 +130,9 @@ impl Pool {
         state.stats.chunk_bytes += capacity;
         // The last one that came back is the likeliest to be in a CPU cache still.
         let Some(found) = state.free.iter().rposition(|memory| memory.capacity() == capacity) else {
+            let surplus = state.surplus(self.bytes_max);
             drop(state);
+            drop(surplus);
             return Memory::zeroed(capacity);
         };
         state.stats.free_bytes -= capacity;
@@ -142,19 +144,28 @@ impl Pool {
         let mut state = self.lock();
         state.stats.live_chunks -= 1;
         state.stats.chunk_bytes -= capacity;
-        if capacity > self.free_bytes_max {
+        if capacity > self.bytes_max {
             return;
         }
         state.stats.free_bytes += capacity;
         state.free.push(memory);
+        let surplus = state.surplus(self.bytes_max);
+        drop(state);
+        drop(surplus);
+    }
+}
+
+impl PoolState {
+    /// Takes out what is free beyond `bytes_max` with what is in use; to be dropped without the lock.
+    fn surplus(&mut self, bytes_max: usize) -> Vec<Memory> {
         let mut surplus = Vec::new();
-        while state.stats.free_bytes > self.free_bytes_max {
+        while self.stats.chunk_bytes + self.stats.free_bytes > bytes_max && !self.free.is_empty() {
             // The oldest goes, so that sizes that are not asked for any more do not stay for ever.
-            let oldest = state.free.remove(0);
-            state.stats.free_bytes -= oldest.capacity();
+            let oldest = self.free.remove(0);
+            self.stats.free_bytes -= oldest.capacity();
             surplus.push(oldest);
         }
-        drop(state);
+        surplus
     }
 }
 

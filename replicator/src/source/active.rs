@@ -157,11 +157,11 @@ impl PairSide {
     }
 }
 
-/// Memory that is kept for payloads: as much as all groups may hold. Pages that are fresh from the system cost the tap more than a write
+/// Memory for payloads: as much as all groups may hold, and what lies unused beside them in the same pieces. Pages that are fresh from the system cost the tap more than a write
 /// does.
 fn arena(settings: &SourceSettings) -> Arena {
     let budget: u64 = settings.groups.iter().map(|group| group.memory_budget).sum();
-    Arena::new(usize::try_from(budget).unwrap_or(usize::MAX))
+    Arena::new(usize::try_from(budget + journal::PINNED_SLACK_BYTES).unwrap_or(usize::MAX))
 }
 
 fn open_groups(opening: &Opening<'_>, host: &Host) -> anyhow::Result<Agent> {

@@ -29,7 +29,9 @@ struct Matrix {
 impl Matrix {
     fn start(seed: u64) -> anyhow::Result<Matrix> {
         let volumes = vec![("disk0".to_owned(), VOLUME_BYTES)];
-        let extra = "cut_interval = \"50ms\"\nclear_interval = \"100ms\"".to_owned();
+        // All points are looked at in the full run, which is long.
+        let cut_ms = scaled(50, 250);
+        let extra = format!("cut_interval = \"{cut_ms}ms\"\nclear_interval = \"100ms\"");
         let mut lab = Lab::new(&[GroupSpec { name: "demo".to_owned(), volumes, extra }])?;
         fill(&lab, seed)?;
         lab.start_site()?;
