@@ -133,6 +133,8 @@ pub(crate) async fn run(config: &Path, accept_resize: &[String]) -> anyhow::Resu
                 info!("changed settings are taken in");
                 (host.settings, host.accept_resize) = (accepted.settings, accepted.accept_resize);
                 host.reloads += 1;
+                // By now a standby may count on being asked for every mark.
+                host.took_over = false;
             }
         }
     }
