@@ -89,7 +89,7 @@ fn every_point_is_right_after_kills_at_every_labelled_step() -> anyhow::Result<(
     let mut matrix = Matrix::start(1)?;
     let mut random = Random::new(1);
     let mut kills = 0;
-    for _ in 0..scaled(1, 10) {
+    for _ in 0..scaled(1, 3) {
         for step in STEPS.into_iter().filter(|step| !RARE.contains(step)) {
             matrix.lab.kill_source();
             let times = if step.starts_with("open") { 1 } else { 1 + random.below(3) };
