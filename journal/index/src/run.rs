@@ -1,0 +1,172 @@
+//! A run: an immutable file of sorted entries, with what is kept of it in memory. `INDEX.md` states the file.
+
+mod header;
+mod reader;
+mod writer;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+pub(crate) use self::header::{AGES, RunName};
+use self::header::{HEADER_BYTES, Header};
+pub(crate) use self::reader::Reader;
+pub(crate) use self::writer::Writer;
+use crate::filter::Filter;
+use crate::location::{Entry, Fingerprint, Location};
+
+const PAGE_BYTES: usize = 4096;
+const PAGE_ENTRIES: usize = PAGE_BYTES / Entry::BYTES;
+
+/// How many pages the interpolated place of a fingerprint is tried away from: four standard deviations in a run of 16
+/// million entries, 4 * sqrt(2^24 / 4) / 256.
+const GUESS_PAGES: usize = 32;
+
+/// Why a file is no run.
+#[derive(Debug, Error)]
+pub(crate) enum RunError {
+    #[error("it cannot be read")]
+    Io(#[from] io::Error),
+    #[error("its name is not that of a run")]
+    Name,
+    #[error("its header is damaged, or of another file")]
+    Header,
+    #[error("its version is {0}")]
+    Version(u32),
+    #[error("{expected} bytes expected, {actual} found")]
+    Size { expected: u64, actual: u64 },
+    #[error("fences or filter are damaged")]
+    Tail,
+}
+
+/// The entries of a run as they lie in its file.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    file: File,
+    /// First fingerprint of each page.
+    fences: Vec<Fingerprint>,
+    entries: u64,
+}
+
+impl Pages {
+    /// Fingerprints that belong to a page: not below the first, below the second, of which the last page has none.
+    fn bounds(&self, page: usize) -> (Fingerprint, Option<Fingerprint>) {
+        (self.fences[page], self.fences.get(page + 1).copied())
+    }
+
+    /// Entries of pages that follow each other; only the last of all is not full.
+    fn entries_of(&self, first: usize, count: usize) -> usize {
+        (count * PAGE_ENTRIES).min(self.entries as usize - first * PAGE_ENTRIES)
+    }
+
+    /// The page that a fingerprint would be in.
+    fn page_of(&self, fingerprint: Fingerprint) -> Option<usize> {
+        let count = self.fences.len();
+        let guess = fingerprint.part_of(count);
+        let (low, high) = (guess.saturating_sub(GUESS_PAGES), (guess + GUESS_PAGES).min(count));
+        let right =
+            self.fences[low] <= fingerprint && self.fences.get(high).is_none_or(|&end| fingerprint < end);
+        let (low, high) = if right { (low, high) } else { (0, count) };
+        (low + self.fences[low..high].partition_point(|&fence| fence <= fingerprint)).checked_sub(1)
+    }
+
+    fn find(&self, fingerprint: Fingerprint) -> io::Result<Option<Location>> {
+        let Some(page) = self.page_of(fingerprint) else { return Ok(None) };
+        let mut bytes = [0; PAGE_BYTES];
+        self.file.read_exact_at(&mut bytes, page_offset(page))?;
+        let entries = &bytes.as_chunks().0[..self.entries_of(page, 1)];
+        let found = entries.binary_search_by_key(&fingerprint, |bytes| Entry::from_bytes(*bytes).fingerprint);
+        Ok(found.ok().map(|place| Entry::from_bytes(entries[place]).location))
+    }
+}
+
+fn page_offset(page: usize) -> u64 {
+    HEADER_BYTES as u64 + (page * PAGE_BYTES) as u64
+}
+
+/// A run that can be searched.
+#[derive(Debug)]
+pub(crate) struct Run {
+    path: PathBuf,
+    name: RunName,
+    ages: [u32; AGES],
+    pages: Pages,
+    filter: Filter,
+}
+
+impl Run {
+    /// Opens a file, and checks everything except its pages.
+    pub(crate) fn open(path: &Path) -> Result<Run, RunError> {
+        let name = RunName::of(path).ok_or(RunError::Name)?;
+        let file = File::open(path)?;
+        let mut bytes = [0; HEADER_BYTES];
+        file.read_exact_at(&mut bytes, 0)?;
+        let header = Header::parse(&bytes)?;
+        let (expected, actual) = (header.file_bytes(), file.metadata()?.len());
+        if header.name != name {
+            return Err(RunError::Header);
+        }
+        if expected != Some(actual) {
+            return Err(RunError::Size { expected: expected.unwrap_or(u64::MAX), actual });
+        }
+        let mut tail = vec![0; header.tail_bytes() as usize];
+        file.read_exact_at(&mut tail, actual - header.tail_bytes())?;
+        if *blake3::hash(&tail).as_bytes() != header.tail_hash {
+            return Err(RunError::Tail);
+        }
+        let (fences, filter) = tail.split_at(header.page_count() as usize * 8);
+        let fences =
+            fences.as_chunks().0.iter().map(|bytes| Fingerprint(u64::from_le_bytes(*bytes))).collect();
+        let filter = Filter::from_bytes(filter.as_chunks().0);
+        let pages = Pages { file, fences, entries: header.entries };
+        Ok(Run { path: path.to_owned(), name, ages: header.ages, pages, filter })
+    }
+
+    /// Whether the filter lets the fingerprint pass.
+    pub(crate) fn may_hold(&self, fingerprint: Fingerprint) -> bool {
+        self.filter.contains(fingerprint)
+    }
+
+    /// Looks into the page that would hold the fingerprint.
+    pub(crate) fn find(&self, fingerprint: Fingerprint) -> io::Result<Option<Location>> {
+        self.pages.find(fingerprint)
+    }
+
+    pub(crate) fn pages(&self) -> &Pages {
+        &self.pages
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn name(&self) -> RunName {
+        self.name
+    }
+
+    /// About (i + 1) / 16 of the entries name a segment up to the i-th.
+    pub(crate) fn ages(&self) -> &[u32; AGES] {
+        &self.ages
+    }
+
+    pub(crate) fn entries(&self) -> u64 {
+        self.pages.entries
+    }
+
+    pub(crate) fn file_bytes(&self) -> u64 {
+        page_offset(self.pages.fences.len())
+            + (self.pages.fences.len() * 8) as u64
+            + self.filter.memory_bytes()
+    }
+
+    /// What fences and filter take.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        (self.pages.fences.len() * 8) as u64 + self.filter.memory_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests;
