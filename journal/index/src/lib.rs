@@ -9,7 +9,8 @@
 //! Bloom filter in memory for each run and reads one page for a hit.
 //!
 //! Merging is done by one background thread of the index. Steps between inserts would be simpler to reason about, but
-//! whoever inserts is sealing a segment that others wait for, and merging costs six times what inserting does. A
+//! whoever inserts is sealing a segment that others wait for, and an entry is
+//! written seven times on its way. A
 //! shard is merged by itself: the largest merge takes a sixteenth of the entries, about two seconds at 1 TiB, and for
 //! that time a sixteenth more of memory and disk. An insert waits for it only if the thread is more than 32
 //! tables of a shard behind, or if the index is full.

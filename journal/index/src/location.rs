@@ -52,6 +52,11 @@ impl Fingerprint {
         (self.0 >> (u64::BITS - SHARD_BITS)) as usize
     }
 
+    /// The highest fingerprint of its shard.
+    pub(crate) fn shard_end(self) -> Fingerprint {
+        Fingerprint(self.0 | u64::MAX >> SHARD_BITS)
+    }
+
     /// Where it would be among `count` equal parts of its shard: fingerprints are uniform.
     pub(crate) fn part_of(self, count: usize) -> usize {
         ((u128::from(self.0 << SHARD_BITS) * count as u128) >> 64) as usize

@@ -1,9 +1,9 @@
 //! Which runs of a shard are merged, and merging them.
 //!
-//! Four runs of about one size are merged, and with them every older run of up to three times what is merged so far. So a shard
-//! has a large run with nearly all entries, and few small ones: 4 runs on average at 1 TiB, 7 at most, while an entry is
-//! written 6 times (simulated; merging equal sizes only gives 6.5 runs and 4.7 writes). Look-ups of what is missing
-//! dominate, so runs cost more than writes.
+//! Two runs of about one size are merged, and with them every older run of up to three times what is merged so far. So a shard
+//! has a large run with nearly all entries, and few small ones: 3 runs on average at 1 TiB, 5 at most, while an entry is
+//! written 7.5 times (simulated; four runs of equal sizes and no more at a time give 6.5 runs and 4.7 writes). Look-ups of
+//! what is missing dominate, so runs cost more than writes.
 
 use std::io;
 use std::ops::Range;
@@ -17,7 +17,7 @@ use crate::run::{AGES, Reader, Run, RunName, Writer};
 use crate::segments::Live;
 
 /// Runs of about one size that are merged.
-const GROUP_RUNS: usize = 4;
+const GROUP_RUNS: usize = 2;
 
 /// An older run joins a merge if it is up to so many times as large as the rest.
 const JOIN_RATIO: u64 = 3;

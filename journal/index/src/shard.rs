@@ -35,6 +35,9 @@ impl Hasher for FingerprintHasher {
 
 type Memtable = HashMap<Fingerprint, Location, BuildHasherDefault<FingerprintHasher>>;
 
+/// The runs of a shard, newest first, as they are at one moment.
+pub(crate) type Runs = Arc<Vec<Arc<Run>>>;
+
 /// What look-ups did.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -61,7 +64,7 @@ struct State {
     memtable: Memtable,
     /// A full table while it is written to a run.
     frozen: Option<Arc<Memtable>>,
-    runs: Arc<Vec<Arc<Run>>>,
+    runs: Runs,
 }
 
 impl State {
@@ -266,7 +269,7 @@ impl Shard {
     }
 
     /// Runs, newest first.
-    pub(crate) fn runs(&self) -> Arc<Vec<Arc<Run>>> {
+    pub(crate) fn runs(&self) -> Runs {
         self.read().runs.clone()
     }
 

@@ -1,6 +1,8 @@
-//! Benchmarks against the named peers, interleaved with them in one run:
+//! Benchmarks, that of the tap against the named peers, interleaved with them in one run:
 //! `cargo run --release -p tests --bin bench -- NAME [--json] [--seconds N] [--rounds N]`.
 
+#[path = "bench/index.rs"]
+mod index;
 #[path = "bench/tap.rs"]
 mod tap;
 
@@ -9,9 +11,12 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 
 const USAGE: &str = "usage: bench NAME [--json] [--seconds N] [--rounds N]
+       bench index [--json] [--blocks N...]
 
   tap    random, sequential, flushed and mixed requests through the tap with capture, intent map, sealing and a
          pair's standby, against qemu-nbd, qemu-storage-daemon and nbdkit file
+  index  inserts, look-ups and memory of the block index with the blocks of 64 GiB, 256 GiB and 1 TiB, or with as
+         many as --blocks says, in a folder below target/
 
   --json         the last line is one JSON object with every figure (always printed)
   --seconds N    length of one measurement [default: 4]
@@ -39,7 +44,10 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if(|name| name == "index").is_some() {
+        return index::run(arguments);
+    }
     let mut options = Options { seconds: 4, rounds: 5, medium: None, job: None };
     let mut name = None;
     while let Some(argument) = arguments.next() {

@@ -12,7 +12,7 @@ use super::Shared;
 use crate::location::SHARDS;
 use crate::merge::{MergeError, Plan, RUNS_MAX, merge};
 use crate::run::Run;
-use crate::shard::Shard;
+use crate::shard::{Runs, Shard};
 
 /// What the thread is at.
 #[derive(Debug, Default)]
@@ -149,7 +149,7 @@ fn run(shared: &Shared, desk: &Desk) {
 }
 
 /// The smallest merge first: small runs come often, and each costs every look-up.
-fn smallest_due(shared: &Shared) -> Option<(&Shard, Arc<Vec<Arc<Run>>>, Plan)> {
+fn smallest_due(shared: &Shared) -> Option<(&Shard, Runs, Plan)> {
     let shard_entries_max = shared.max_entries / SHARDS as u64;
     let live = shared.segments().live().clone();
     let due = shared.shards.iter().filter_map(|shard| {

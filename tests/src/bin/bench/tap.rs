@@ -316,7 +316,7 @@ fn report_job(samples: &Samples, medium: &Medium, job: &Job) -> Value {
     json!({"servers": servers, "ratios": ratios})
 }
 
-fn machine() -> anyhow::Result<Value> {
+pub(super) fn machine() -> anyhow::Result<Value> {
     let cpus = fs::read_to_string("/proc/cpuinfo")?;
     let model = cpus
         .lines()
