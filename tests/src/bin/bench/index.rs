@@ -90,6 +90,7 @@ fn measure(folder: &Path, blocks: u64) -> anyhow::Result<Value> {
     let rss_before = rss_mib("VmRSS")?;
     reset_peak()?;
     let index = Index::open(folder, Options::default())?;
+    let (cpu_before, _) = super::tap::cpu_seconds(std::process::id())?;
     let start = Instant::now();
     fill(&index, blocks)?;
     index.flush()?;
@@ -97,12 +98,14 @@ fn measure(folder: &Path, blocks: u64) -> anyhow::Result<Value> {
     // Merging that inserts did not wait for counts, too.
     index.wait_for_merges();
     let settled = blocks as f64 / start.elapsed().as_secs_f64();
+    let (cpu, _) = super::tap::cpu_seconds(std::process::id())?;
+    let insert_cpu_us = (cpu - cpu_before) * 1e6 / blocks as f64;
     let (peak, grown) = (rss_mib("VmHWM")? - rss_before, rss_mib("VmRSS")? - rss_before);
     let filled = index.statistics();
     // Pages that the system wrote back or never kept come into its cache.
-    lookups(&index, blocks, 0, true)?;
-    let hits = [one_by_one(&index, blocks, 0)?, lookups(&index, blocks, 0, true)?];
-    let misses = [one_by_one(&index, blocks, blocks)?, lookups(&index, blocks, blocks, false)?];
+    in_batches(&index, blocks, 0)?;
+    let hits = [one_by_one(&index, blocks, 0)?, in_batches(&index, blocks, 0)?];
+    let misses = [one_by_one(&index, blocks, blocks)?, in_batches(&index, blocks, blocks)?];
     let figures = index.statistics();
     let passed = (figures.filter_false_positives - filled.filter_false_positives) as f64;
     let rate = passed / (passed + (figures.filter_negatives - filled.filter_negatives) as f64);
@@ -115,18 +118,19 @@ fn measure(folder: &Path, blocks: u64) -> anyhow::Result<Value> {
     println!(
         "{blocks:>12}{inserts:>11.0}{memory:>11.1}{grown:>9.1}{per_tib:>10.1}{disk:>10.2}{peak:>9.1}{runs:>7.1}{merged:>7.1}\
          {:>10.0}{:>10.0}{:>10.0}{:>10.0}{:>8.2}%",
-        hits[0],
-        misses[0],
-        hits[1],
-        misses[1],
+        hits[0].per_second,
+        misses[0].per_second,
+        hits[1].per_second,
+        misses[1].per_second,
         rate * 100.0
     );
     Ok(json!({
         "blocks": blocks, "inserts_per_second": inserts, "inserts_per_second_merged": settled,
+        "insert_cpu_us": insert_cpu_us,
         "memory_mib": memory, "rss_growth_mib": grown, "rss_peak_mib": peak, "memory_mib_per_tib": per_tib,
         "disk_gib_per_tib": disk, "runs_per_shard": runs, "merges_per_entry": merged,
-        "hits_per_second": hits[0], "misses_per_second": misses[0],
-        "batched_hits_per_second": hits[1], "batched_misses_per_second": misses[1],
+        "hits": hits[0].json(), "misses": misses[0].json(),
+        "batched_hits": hits[1].json(), "batched_misses": misses[1].json(),
         "filter_false_positive_rate": rate,
     }))
 }
@@ -147,43 +151,63 @@ fn fill(index: &Index, blocks: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Look-ups in one second, one after the other in one thread. Those of `offset` 0 are hits.
-fn one_by_one(index: &Index, blocks: u64, offset: u64) -> anyhow::Result<f64> {
-    let count = LOOKUPS / 4;
-    let start = Instant::now();
-    let found =
-        (0..count).filter(|&i| index.lookup(&hash(offset + random(i, blocks))).is_some()).count() as u64;
-    let rate = count as f64 / start.elapsed().as_secs_f64();
-    check(found, if offset == 0 { count } else { 0 })?;
-    Ok(rate)
+/// How fast look-ups were.
+#[derive(Clone, Copy, Debug)]
+struct Speed {
+    per_second: f64,
+    /// CPU time of one, in microseconds: it says more on a machine that is busy with other things.
+    cpu_us: f64,
 }
 
-/// Look-ups in one second, in batches of all processors.
-fn lookups(index: &Index, blocks: u64, offset: u64, are_hits: bool) -> anyhow::Result<f64> {
+impl Speed {
+    fn json(self) -> Value {
+        json!({ "per_second": self.per_second, "cpu_us": self.cpu_us })
+    }
+}
+
+/// Measures `work`, which does so many look-ups.
+fn time<T>(count: u64, work: impl FnOnce() -> T) -> anyhow::Result<(T, Speed)> {
+    let (cpu_before, _) = super::tap::cpu_seconds(std::process::id())?;
+    let start = Instant::now();
+    let done = work();
+    let per_second = count as f64 / start.elapsed().as_secs_f64();
+    let (cpu, _) = super::tap::cpu_seconds(std::process::id())?;
+    Ok((done, Speed { per_second, cpu_us: (cpu - cpu_before) * 1e6 / count as f64 }))
+}
+
+/// Look-ups one after the other in one thread. Those of `offset` 0 are hits.
+fn one_by_one(index: &Index, blocks: u64, offset: u64) -> anyhow::Result<Speed> {
+    let count = LOOKUPS / 4;
+    let is_found = |i: &u64| index.lookup(&hash(offset + random(*i, blocks))).is_some();
+    let (found, speed) = time(count, || (0..count).filter(is_found).count() as u64)?;
+    check(found, if offset == 0 { count } else { 0 })?;
+    Ok(speed)
+}
+
+/// Look-ups in batches of all processors. Those of `offset` 0 are hits.
+fn in_batches(index: &Index, blocks: u64, offset: u64) -> anyhow::Result<Speed> {
     let threads = std::thread::available_parallelism()?.get() as u64;
     let each = LOOKUPS / threads;
-    let start = Instant::now();
-    let found: u64 = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|thread| {
-                scope.spawn(move || {
-                    let (mut found, mut hashes, mut answers) = (0, Vec::with_capacity(BATCH), Vec::new());
-                    let numbers: Vec<u64> = (thread * each..(thread + 1) * each).collect();
-                    for numbers in numbers.chunks(BATCH) {
-                        hashes.clear();
-                        hashes.extend(numbers.iter().map(|&i| hash(offset + random(i, blocks))));
-                        index.lookup_batch(&hashes, &mut answers);
-                        found += answers.iter().flatten().count() as u64;
-                    }
-                    found
-                })
-            })
-            .collect();
-        workers.into_iter().map(|worker| worker.join().unwrap_or(u64::MAX)).fold(0, u64::saturating_add)
-    });
-    let rate = (each * threads) as f64 / start.elapsed().as_secs_f64();
-    check(found, if are_hits { each * threads } else { 0 })?;
-    Ok(rate)
+    let part = |thread: u64| {
+        let (mut found, mut hashes, mut answers) = (0, Vec::with_capacity(BATCH), Vec::new());
+        let numbers: Vec<u64> = (thread * each..(thread + 1) * each).collect();
+        for numbers in numbers.chunks(BATCH) {
+            hashes.clear();
+            hashes.extend(numbers.iter().map(|&i| hash(offset + random(i, blocks))));
+            index.lookup_batch(&hashes, &mut answers);
+            found += answers.iter().flatten().count() as u64;
+        }
+        found
+    };
+    let (found, speed) = time(each * threads, || {
+        std::thread::scope(|scope| {
+            let part = &part;
+            let workers: Vec<_> = (0..threads).map(|thread| scope.spawn(move || part(thread))).collect();
+            workers.into_iter().map(|worker| worker.join().unwrap_or(u64::MAX)).fold(0, u64::saturating_add)
+        })
+    })?;
+    check(found, if offset == 0 { each * threads } else { 0 })?;
+    Ok(speed)
 }
 
 fn check(found: u64, expected: u64) -> anyhow::Result<()> {

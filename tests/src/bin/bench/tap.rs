@@ -241,7 +241,7 @@ fn uri(export: &str, socket: &Path) -> String {
 const BACKGROUND: [&str; 7] = ["seal", "sweep", "cut", "tokio", "mark", "clear", "pair"];
 
 /// CPU seconds of a process, threads that have ended among them, and the same without its background threads.
-fn cpu_seconds(id: u32) -> anyhow::Result<(f64, f64)> {
+pub(super) fn cpu_seconds(id: u32) -> anyhow::Result<(f64, f64)> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
     // The name of the program, in brackets, may hold spaces.
     let fields: Vec<&str> =
