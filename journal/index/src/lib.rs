@@ -9,14 +9,13 @@
 //! Bloom filter in memory for each run and reads one page for a hit.
 //!
 //! Merging is done by one background thread of the index. Steps between inserts would be simpler to reason about, but
-//! whoever inserts is sealing a segment that others wait for, and an entry is
-//! written seven times on its way. A
-//! shard is merged by itself: the largest merge takes a sixteenth of the entries, about two seconds at 1 TiB, and for
-//! that time a sixteenth more of memory and disk. An insert waits for it only if the thread is more than 32
-//! tables of a shard behind, or if the index is full.
+//! whoever inserts is sealing a segment that others wait for, and an entry is merged four to seven times. A shard is merged
+//! by itself: the largest merge takes a sixteenth of the entries, a second or two at 1 TiB, and for that time a sixteenth
+//! more of memory and disk. An insert waits for it only if the thread is more than 32 tables of a shard behind, or if the
+//! index is full.
 //!
-//! Memory, for each TiB of unique blocks (268 million entries): 264 MiB of filters and 8 MiB of fences; besides, 17 MiB for
-//! the tables at their default size, and about 130 bytes for each known segment. On disk: 4.3 GiB.
+//! Memory, for each TiB of unique blocks (268 million entries): up to 270 MiB of filters and 8 MiB of fences; besides,
+//! 17 MiB for the tables at their default size, and about 130 bytes for each known segment. On disk: 4.3 GiB.
 //!
 //! Begin with [`Index`].
 

@@ -90,7 +90,8 @@ impl Merger {
         let is_full = || {
             let runs = shard.runs();
             let sum: u64 = runs.iter().map(|run| run.entries()).sum();
-            runs.len() > RUNS_MAX || sum + entries > self.shard_entries_max
+            // An empty shard has all the room there is.
+            sum > 0 && (runs.len() > RUNS_MAX || sum + entries > self.shard_entries_max)
         };
         drop(self.desk.wait_while(|work| is_full() && !work.has_failed));
         while is_full() {
