@@ -52,7 +52,7 @@ pub(crate) enum RunError {
 pub(crate) struct Pages {
     file: File,
     /// First fingerprint of each page.
-    fences: Vec<Fingerprint>,
+    fences: Box<[Fingerprint]>,
     entries: u64,
 }
 

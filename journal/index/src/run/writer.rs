@@ -39,7 +39,7 @@ impl Writer {
             folder: folder.to_owned(),
             file: options.map_err(IndexError::io("create", &path))?,
             written_bytes: HEADER_BYTES as u64,
-            buffer: Vec::with_capacity(BUFFER_BYTES),
+            buffer: Vec::with_capacity(BUFFER_BYTES + PAGE_BYTES),
             fences: Vec::new(),
             entries: 0,
             ages: Ages::default(),
@@ -67,7 +67,8 @@ impl Writer {
         self.write_out()?;
         let (temporary, path) = (temporary(&self.folder, self.name), self.folder.join(self.name.file_name()));
         let file = self.file.try_clone().map_err(IndexError::io("duplicate", &temporary))?;
-        let pages = Pages { file, fences: std::mem::take(&mut self.fences), entries: self.entries };
+        let fences = std::mem::take(&mut self.fences).into_boxed_slice();
+        let pages = Pages { file, fences, entries: self.entries };
         let filter = filter_of(&pages).map_err(IndexError::io("read", &temporary))?;
         let ages = self.ages.parts();
         self.write_ends(&pages, &filter, ages)?;
@@ -77,32 +78,42 @@ impl Writer {
     }
 
     fn write_out(&mut self) -> Result<(), IndexError> {
-        self.write_at_end(&self.buffer)?;
+        self.write_at(&self.buffer, self.written_bytes)?;
         self.written_bytes += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
     }
 
-    fn write_at_end(&self, bytes: &[u8]) -> Result<(), IndexError> {
-        let written = self.file.write_all_at(bytes, self.written_bytes);
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), IndexError> {
+        let written = self.file.write_all_at(bytes, offset);
         written.map_err(IndexError::io("write", &temporary(&self.folder, self.name)))
     }
 
-    fn write_ends(&self, pages: &Pages, filter: &Filter, ages: [u32; AGES]) -> Result<(), IndexError> {
+    fn write_ends(&mut self, pages: &Pages, filter: &Filter, ages: [u32; AGES]) -> Result<(), IndexError> {
         debug_assert_eq!(self.written_bytes, page_offset(pages.fences.len()));
-        let mut tail = Vec::with_capacity(pages.fences.len() * 8 + filter.memory_bytes() as usize);
-        pages.fences.iter().for_each(|fence| tail.extend(fence.0.to_le_bytes()));
-        filter.bytes().for_each(|block| tail.extend(block));
-        self.write_at_end(&tail)?;
+        let mut hasher = blake3::Hasher::new();
+        pages.fences.iter().try_for_each(|fence| self.put_tail(&fence.0.to_le_bytes(), &mut hasher))?;
+        filter.bytes().try_for_each(|block| self.put_tail(&block, &mut hasher))?;
+        hasher.update(&self.buffer);
+        self.write_out()?;
         let header = Header {
             name: self.name,
             entries: self.entries,
             filter_blocks: filter.block_count() as u64,
             ages,
-            tail_hash: *blake3::hash(&tail).as_bytes(),
+            tail_hash: *hasher.finalize().as_bytes(),
         };
-        let written = self.file.write_all_at(&header.to_bytes(), 0);
-        written.map_err(IndexError::io("write", &temporary(&self.folder, self.name)))
+        self.write_at(&header.to_bytes(), 0)
+    }
+
+    /// Bit by bit: a copy of the whole tail would leave holes of its size in the heap.
+    fn put_tail(&mut self, bytes: &[u8], hasher: &mut blake3::Hasher) -> Result<(), IndexError> {
+        self.buffer.extend(bytes);
+        if self.buffer.len() < BUFFER_BYTES {
+            return Ok(());
+        }
+        hasher.update(&self.buffer);
+        self.write_out()
     }
 }
 
