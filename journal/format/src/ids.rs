@@ -71,6 +71,13 @@ name_type!(
     GroupName,
     "group name"
 );
+impl GroupName {
+    /// The group that holds what was brought to the recovery site on a disk for this one: its *seed*. A name that is too long has none.
+    pub fn seed(&self) -> Option<GroupName> {
+        format!("{self}-seed").parse().ok()
+    }
+}
+
 name_type!(
     /// Name of a volume; unique in its group.
     VolumeName,

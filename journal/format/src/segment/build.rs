@@ -1,8 +1,10 @@
-//! Making a segment from changed ranges.
+//! Making a segment from changed ranges, or from frames that are ready.
 
-use super::index::{Extent, ExtentContent, FrameCodec, FrameEntry};
+use super::frame::{EncodedFrame, FrameEncoder, FrameEntry, FrameKind, block_hashes, combined_hash};
+use super::index::{Extent, ExtentContent, Tables};
 use super::layout::{HEADER_BYTES, Header, MAX_FRAME_RAW_BYTES, Trailer};
 use super::meta::SegmentMeta;
+use super::reference::{BlockPlace, Reference, SegmentSource};
 use crate::{BLOCK_BYTES, Hash, Position, is_zero};
 
 /// How a segment is made.
@@ -47,47 +49,53 @@ pub struct SegmentTail {
     pub parent: Hash,
 }
 
-/// Builds a segment. Ranges are added in the order of volume and offset and do not overlap. Finished frames may be taken out
-/// as it grows, so that a large segment needs little memory.
-pub struct SegmentBuilder {
-    options: BuildOptions,
-    compressor: zstd::bulk::Compressor<'static>,
-    compressed: Vec<u8>,
+/// A frame to be: extents may name it before it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FrameSlot(u32);
+
+/// Makes a segment from frames and extents. Extents are added in the order of volume and offset and do not overlap; frames when they are
+/// ready. What is finished may be taken out as it grows, so that a large segment needs little memory.
+pub struct SegmentWriter {
     /// What is finished and was not taken.
     bytes: Vec<u8>,
     taken_bytes: u64,
-    frames: Vec<FrameEntry>,
-    extents: Vec<Extent>,
-    open_frame: Vec<u8>,
+    tables: Tables,
+    /// For each slot the number of its frame, when it is there.
+    slots: Vec<Option<u32>>,
     payload_bytes: u64,
 }
 
-impl SegmentBuilder {
+impl Default for SegmentWriter {
+    fn default() -> Self {
+        SegmentWriter::new()
+    }
+}
+
+impl SegmentWriter {
     /// Begins a segment.
-    pub fn new(options: BuildOptions) -> Self {
-        assert!(options.frame_bytes.is_multiple_of(BLOCK_BYTES as u32) && options.frame_bytes > 0);
-        assert!(options.frame_bytes <= MAX_FRAME_RAW_BYTES);
-        SegmentBuilder {
-            options,
-            compressor: zstd::bulk::Compressor::new(options.level).expect("zstd takes every level"),
-            compressed: Vec::with_capacity(zstd::zstd_safe::compress_bound(options.frame_bytes as usize)),
+    pub fn new() -> Self {
+        SegmentWriter {
             bytes: vec![0; HEADER_BYTES],
             taken_bytes: 0,
-            frames: Vec::new(),
-            extents: Vec::new(),
-            open_frame: Vec::with_capacity(options.frame_bytes as usize),
+            tables: Tables::default(),
+            slots: Vec::new(),
             payload_bytes: 0,
         }
     }
 
-    /// Bytes of payload added so far, before compression and without zeroes.
+    /// Bytes of the frames so far, before compression.
     pub fn payload_bytes(&self) -> u64 {
-        self.payload_bytes + self.open_frame.len() as u64
+        self.payload_bytes
     }
 
     /// Size of the frames finished so far, in bytes.
     pub fn stored_bytes(&self) -> u64 {
         self.taken_bytes + self.bytes.len() as u64
+    }
+
+    /// Size of the index so far, in bytes before compression.
+    pub fn index_raw_bytes(&self) -> usize {
+        self.tables.raw_bytes()
     }
 
     /// What is finished and was not taken yet. It begins with an empty place for the header.
@@ -101,9 +109,47 @@ impl SegmentBuilder {
         self.bytes.clear();
     }
 
-    /// Number of extents so far.
-    pub fn extent_count(&self) -> usize {
-        self.extents.len()
+    /// Begins a frame.
+    pub fn open_frame(&mut self) -> FrameSlot {
+        self.slots.push(None);
+        FrameSlot(self.slots.len() as u32 - 1)
+    }
+
+    /// Puts a frame that is ready behind the others, and answers its number. For a difference, `bases` are the places of its bases, one for
+    /// each block, with their combined hash.
+    pub fn push_frame(
+        &mut self,
+        slot: FrameSlot,
+        frame: &EncodedFrame,
+        bases: Option<(&[BlockPlace], Hash)>,
+    ) -> u32 {
+        let first_base = self.tables.bases.len() as u32;
+        let kind = match bases {
+            None => FrameKind::Plain,
+            Some((bases, bases_hash)) => {
+                self.tables.bases.extend_from_slice(bases);
+                FrameKind::Difference { first_base, bases_hash }
+            }
+        };
+        let number = self.tables.frames.len() as u32;
+        self.tables.frames.push(FrameEntry {
+            offset: self.stored_bytes(),
+            stored_bytes: frame.stored.len() as u32,
+            raw_bytes: frame.raw_bytes,
+            codec: frame.codec,
+            kind,
+            stored_hash: frame.stored_hash,
+            raw_hash: frame.raw_hash,
+        });
+        self.bytes.extend_from_slice(&frame.stored);
+        self.payload_bytes += u64::from(frame.raw_bytes);
+        self.slots[slot.0 as usize] = Some(number);
+        number
+    }
+
+    /// The number of a frame that is there.
+    pub fn frame_number(&self, slot: FrameSlot) -> Option<u32> {
+        self.slots[slot.0 as usize]
     }
 
     /// Adds a range of zeroes.
@@ -118,34 +164,27 @@ impl SegmentBuilder {
         }
     }
 
-    /// Adds a range with its content. Blocks of zeroes in it are elided.
-    pub fn add_data(&mut self, volume: u16, offset: u64, data: &[u8]) {
-        let mut at = 0;
-        while at < data.len() {
-            // Pieces end on block boundaries of the volume, so that a block of zeroes is seen as one.
-            let to_boundary = BLOCK_BYTES - (offset + at as u64) % BLOCK_BYTES;
-            let piece = &data[at..data.len().min(at + to_boundary as usize)];
-            if is_zero(piece) {
-                self.add_zero(volume, offset + at as u64, piece.len() as u64);
-            } else {
-                self.add_piece(volume, offset + at as u64, piece);
-            }
-            at += piece.len();
-        }
+    /// Adds a range that lies in a frame.
+    pub fn add_framed(&mut self, volume: u16, offset: u64, length: u64, slot: FrameSlot, frame_offset: u32) {
+        let content = ExtentContent::Frame { frame: slot.0, offset: frame_offset };
+        self.push(Extent { volume, offset, length, content });
     }
 
-    fn add_piece(&mut self, volume: u16, offset: u64, piece: &[u8]) {
-        if self.open_frame.len() + piece.len() > self.options.frame_bytes as usize {
-            self.close_frame();
-        }
-        let content =
-            ExtentContent::Frame { frame: self.frames.len() as u32, offset: self.open_frame.len() as u32 };
-        self.open_frame.extend_from_slice(piece);
-        self.push(Extent { volume, offset, length: piece.len() as u64, content });
+    /// Adds a source, and answers its number.
+    pub fn add_source(&mut self, source: SegmentSource) -> u32 {
+        self.tables.sources.push(source);
+        self.tables.sources.len() as u32 - 1
+    }
+
+    /// Adds blocks that lie in a source.
+    pub fn add_reference(&mut self, volume: u16, offset: u64, length: u64, reference: Reference) {
+        let content = ExtentContent::Reference(self.tables.references.len() as u32);
+        self.tables.references.push(reference);
+        self.push(Extent { volume, offset, length, content });
     }
 
     fn push(&mut self, extent: Extent) {
-        if let Some(last) = self.extents.last_mut() {
+        if let Some(last) = self.tables.extents.last_mut() {
             assert!(
                 (last.volume, last.end()) <= (extent.volume, extent.offset) || last.volume < extent.volume
             );
@@ -154,53 +193,21 @@ impl SegmentBuilder {
                 return;
             }
         }
-        self.extents.push(extent);
-    }
-
-    fn close_frame(&mut self) {
-        if self.open_frame.is_empty() {
-            return;
-        }
-        let raw = &self.open_frame;
-        let offset = self.taken_bytes + self.bytes.len() as u64;
-        let compressed = self.compressor.compress_to_buffer(raw, &mut self.compressed);
-        let (codec, stored) = match compressed {
-            Ok(size) if size < raw.len() => (FrameCodec::Zstd, &self.compressed[..size]),
-            _ => (FrameCodec::Stored, &raw[..]),
-        };
-        self.bytes.extend_from_slice(stored);
-        let raw_hash = Hash::of(raw);
-        let stored_hash = if codec == FrameCodec::Stored { raw_hash } else { Hash::of(stored) };
-        self.frames.push(FrameEntry {
-            offset,
-            stored_bytes: stored.len() as u32,
-            raw_bytes: raw.len() as u32,
-            codec,
-            stored_hash,
-            raw_hash,
-        });
-        self.payload_bytes += raw.len() as u64;
-        self.open_frame.clear();
-    }
-
-    /// Seals a segment that is all in memory.
-    ///
-    /// # Panics
-    /// If anything of it was taken.
-    pub fn finish(self, header: &Header, meta: &SegmentMeta) -> SealedSegment {
-        assert_eq!(self.taken_bytes, 0, "a segment of which parts were taken ends with `finish_tail`");
-        let SegmentTail { header, mut bytes, position, parent, .. } = self.finish_tail(header, meta);
-        bytes[..HEADER_BYTES].copy_from_slice(&header);
-        SealedSegment { bytes, position, parent }
+        self.tables.extents.push(extent);
     }
 
     /// Seals the segment, and answers what was not taken of it.
+    ///
+    /// # Panics
+    /// If a frame is missing that an extent names.
     pub fn finish_tail(mut self, header: &Header, meta: &SegmentMeta) -> SegmentTail {
-        self.close_frame();
+        for extent in &mut self.tables.extents {
+            if let ExtentContent::Frame { frame, .. } = &mut extent.content {
+                *frame = self.slots[*frame as usize].expect("every frame is there before the end");
+            }
+        }
         let index_offset = self.stored_bytes();
-        let mut raw_index = Vec::new();
-        self.frames.iter().for_each(|frame| frame.encode(&mut raw_index));
-        self.extents.iter().for_each(|extent| extent.encode(&mut raw_index));
+        let raw_index = self.tables.encode();
         let index = zstd::bulk::compress(&raw_index, 3).expect("zstd compresses into a buffer that it sizes");
         let meta_bytes = meta.encode();
         let encoded_header = header.encode();
@@ -212,8 +219,8 @@ impl SegmentBuilder {
             index_offset,
             index_stored_bytes: index.len() as u32,
             index_raw_bytes: raw_index.len() as u32,
-            frame_count: self.frames.len() as u32,
-            extent_count: self.extents.len() as u32,
+            frame_count: self.tables.frames.len() as u32,
+            extent_count: self.tables.extents.len() as u32,
             meta_bytes: meta_bytes.len() as u32,
             payload_bytes: self.payload_bytes,
             index_hash: Hash::of(&index),
@@ -225,6 +232,85 @@ impl SegmentBuilder {
         let (position, parent) = (header.position(trailer.hash), header.parent);
         SegmentTail { header: encoded_header, bytes: self.bytes, size_bytes, position, parent }
     }
+}
+
+/// Builds a segment from ranges of bytes, in memory and on one thread, without references. Ranges are added in the order of volume and offset and
+/// do not overlap.
+pub struct SegmentBuilder {
+    frame_bytes: usize,
+    encoder: FrameEncoder,
+    writer: SegmentWriter,
+    open: Option<(FrameSlot, Vec<u8>)>,
+}
+
+impl SegmentBuilder {
+    /// Begins a segment.
+    ///
+    /// # Panics
+    /// If a frame is no positive multiple of a block, or larger than the format allows.
+    pub fn new(options: BuildOptions) -> Self {
+        assert!(options.frame_bytes.is_multiple_of(BLOCK_BYTES as u32) && options.frame_bytes > 0);
+        assert!(options.frame_bytes <= MAX_FRAME_RAW_BYTES);
+        SegmentBuilder {
+            frame_bytes: options.frame_bytes as usize,
+            encoder: FrameEncoder::new(options.level),
+            writer: SegmentWriter::new(),
+            open: None,
+        }
+    }
+
+    /// Adds a range of zeroes.
+    pub fn add_zero(&mut self, volume: u16, offset: u64, length: u64) {
+        self.writer.add_zero(volume, offset, length);
+    }
+
+    /// Adds a range with its content. Blocks of zeroes in it are elided.
+    pub fn add_data(&mut self, volume: u16, offset: u64, data: &[u8]) {
+        for (offset, piece) in block_pieces(offset, data) {
+            if is_zero(piece) {
+                self.add_zero(volume, offset, piece.len() as u64);
+            } else {
+                self.add_piece(volume, offset, piece);
+            }
+        }
+    }
+
+    fn add_piece(&mut self, volume: u16, offset: u64, piece: &[u8]) {
+        if self.open.as_ref().is_some_and(|(_, raw)| raw.len() + piece.len() > self.frame_bytes) {
+            self.close_frame();
+        }
+        let writer = &mut self.writer;
+        let (slot, raw) = self.open.get_or_insert_with(|| (writer.open_frame(), Vec::new()));
+        writer.add_framed(volume, offset, piece.len() as u64, *slot, raw.len() as u32);
+        raw.extend_from_slice(piece);
+    }
+
+    fn close_frame(&mut self) {
+        if let Some((slot, raw)) = self.open.take() {
+            let frame = self.encoder.encode(&raw, combined_hash(&block_hashes(&raw)));
+            self.writer.push_frame(slot, &frame, None);
+        }
+    }
+
+    /// Seals the segment.
+    pub fn finish(mut self, header: &Header, meta: &SegmentMeta) -> SealedSegment {
+        self.close_frame();
+        let SegmentTail { header, mut bytes, position, parent, .. } = self.writer.finish_tail(header, meta);
+        bytes[..HEADER_BYTES].copy_from_slice(&header);
+        SealedSegment { bytes, position, parent }
+    }
+}
+
+/// A range in pieces that end on the volume's block boundaries, so that whole blocks are seen as such; each with its offset.
+pub fn block_pieces(offset: u64, data: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let start = offset + at as u64;
+        let to_boundary = (BLOCK_BYTES - start % BLOCK_BYTES) as usize;
+        let piece = &data[at..data.len().min(at + to_boundary)];
+        at += piece.len();
+        (!piece.is_empty()).then_some((start, piece))
+    })
 }
 
 fn continues(last: &Extent, next: &Extent) -> bool {

@@ -1,94 +1,135 @@
-//! The index: the frame table and the extent table. Stored as one zstd stream.
+//! The index: tables of frames, extents, and what lies in other segments. Stored as one zstd stream.
 
-use super::layout::{MAX_FRAME_RAW_BYTES, at_most, hash_at, u16_at, u32_at, u64_at};
-use crate::{FormatError, Hash, SECTOR_BYTES};
+use super::frame::{FRAME_ENTRY_BYTES, FrameEntry, FrameKind};
+use super::layout::{HEADER_BYTES, Trailer, hash_at, u16_at, u32_at, u64_at};
+use super::reference::{
+    BlockPlace, PLACE_BYTES, REFERENCE_ENTRY_BYTES, Reference, SOURCE_ENTRY_BYTES, SegmentSource,
+};
+use crate::{BLOCK_BYTES, FormatError, Hash, SECTOR_BYTES};
 
-pub(super) const FRAME_ENTRY_BYTES: usize = 80;
+const COUNTS_BYTES: usize = 16;
 pub(super) const EXTENT_ENTRY_BYTES: usize = 24;
-const FRAME_PART: &str = "the segment's frame table";
+const HASH_BYTES: usize = 32;
+const PART: &str = "the segment's index";
 const EXTENT_PART: &str = "the segment's extent table";
 
-/// How a frame is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FrameCodec {
-    /// As it is.
-    Stored,
-    /// One zstd frame.
-    Zstd,
+/// All tables of the index.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tables {
+    pub(super) frames: Vec<FrameEntry>,
+    pub(super) extents: Vec<Extent>,
+    pub(super) sources: Vec<SegmentSource>,
+    pub(super) references: Vec<Reference>,
+    pub(super) bases: Vec<BlockPlace>,
 }
 
-/// One frame: many blocks, compressed together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FrameEntry {
-    /// Offset in the segment in bytes.
-    pub offset: u64,
-    /// Size as stored, in bytes.
-    pub stored_bytes: u32,
-    /// Size before compression, in bytes; a multiple of the sector size.
-    pub raw_bytes: u32,
-    /// How it is stored.
-    pub codec: FrameCodec,
-    /// Hash of the bytes as stored.
-    pub stored_hash: Hash,
-    /// Hash of the bytes before compression.
-    pub raw_hash: Hash,
+impl Tables {
+    fn difference_hashes(&self) -> impl Iterator<Item = Hash> {
+        self.frames.iter().filter_map(|frame| match frame.kind {
+            FrameKind::Plain => None,
+            FrameKind::Difference { bases_hash, .. } => Some(bases_hash),
+        })
+    }
+
+    /// Size before compression, in bytes.
+    pub(super) fn raw_bytes(&self) -> usize {
+        // A difference frame for each frame is an upper bound that is near enough.
+        COUNTS_BYTES
+            + self.frames.len() * (FRAME_ENTRY_BYTES + HASH_BYTES)
+            + self.extents.len() * EXTENT_ENTRY_BYTES
+            + self.sources.len() * SOURCE_ENTRY_BYTES
+            + self.references.len() * REFERENCE_ENTRY_BYTES
+            + self.bases.len() * PLACE_BYTES
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.raw_bytes());
+        let differences = self.difference_hashes().count();
+        for count in [self.sources.len(), self.references.len(), differences, self.bases.len()] {
+            out.extend_from_slice(&(count as u32).to_le_bytes());
+        }
+        self.frames.iter().for_each(|frame| frame.encode(&mut out));
+        self.extents.iter().for_each(|extent| extent.encode(&mut out));
+        self.sources.iter().for_each(|source| source.encode(&mut out));
+        self.references.iter().for_each(|reference| reference.encode(&mut out));
+        self.difference_hashes().for_each(|hash| out.extend_from_slice(&hash.0));
+        self.bases.iter().for_each(|base| base.encode(&mut out));
+        out
+    }
+
+    /// Decodes the tables; `raw` was verified. Checks every entry, and that the frames fill the space before the index.
+    pub(super) fn decode(raw: &[u8], trailer: &Trailer) -> Result<Tables, FormatError> {
+        let rule = |rule| FormatError::Rule { part: PART, rule };
+        if raw.len() < COUNTS_BYTES {
+            return Err(rule("its tables do not fill it"));
+        }
+        let [sources, references, differences, bases] = [0, 4, 8, 12].map(|at| u32_at(raw, at) as usize);
+        let sizes = [
+            trailer.frame_count as usize * FRAME_ENTRY_BYTES,
+            trailer.extent_count as usize * EXTENT_ENTRY_BYTES,
+            sources * SOURCE_ENTRY_BYTES,
+            references * REFERENCE_ENTRY_BYTES,
+            differences * HASH_BYTES,
+            bases * PLACE_BYTES,
+        ];
+        if sizes.iter().sum::<usize>() != raw.len() - COUNTS_BYTES {
+            return Err(rule("its tables do not fill it"));
+        }
+        let mut rest = &raw[COUNTS_BYTES..];
+        let [frames, extents, sources, references, differences, bases] = sizes.map(|size| {
+            let (table, behind) = rest.split_at(size);
+            rest = behind;
+            table
+        });
+        let sources: Vec<SegmentSource> = sources
+            .chunks_exact(SOURCE_ENTRY_BYTES)
+            .map(SegmentSource::decode_entry)
+            .collect::<Result<_, _>>()?;
+        let references = references
+            .chunks_exact(REFERENCE_ENTRY_BYTES)
+            .map(|entry| Reference::decode_entry(entry, sources.len()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let bases = bases
+            .chunks_exact(PLACE_BYTES)
+            .map(|entry| BlockPlace::decode_entry(entry, sources.len()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let frames = decode_frames(frames, trailer, differences, bases.len())?;
+        let extents = extents
+            .chunks_exact(EXTENT_ENTRY_BYTES)
+            .map(|entry| Extent::decode_entry(entry, &frames, references.len()))
+            .collect::<Result<_, _>>()?;
+        Ok(Tables { frames, extents, sources, references, bases })
+    }
 }
 
-impl FrameEntry {
-    /// Verifies and decompresses the frame; `stored` is exactly the frame's bytes as stored.
-    ///
-    /// # Errors
-    /// [`FormatError`] if a hash does not match, before or after decompression.
-    pub fn decode(&self, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
-        const PART: &str = "a frame";
-        if stored.len() != self.stored_bytes as usize {
-            let (expected, actual) = (self.stored_bytes.into(), stored.len() as u64);
-            return Err(FormatError::Truncated { part: PART, expected, actual });
-        }
-        if Hash::of(stored) != self.stored_hash {
-            return Err(FormatError::Hash { part: PART });
-        }
-        let raw = match self.codec {
-            FrameCodec::Stored => stored.to_vec(),
-            FrameCodec::Zstd => zstd::bulk::decompress(stored, self.raw_bytes as usize)
-                .ok()
-                .filter(|raw| raw.len() == self.raw_bytes as usize)
-                .ok_or(FormatError::Decompress { raw_bytes: self.raw_bytes.into() })?,
-        };
-        if Hash::of(&raw) == self.raw_hash {
-            Ok(raw)
-        } else {
-            Err(FormatError::Hash { part: "a frame's content" })
-        }
+fn decode_frames(
+    table: &[u8],
+    trailer: &Trailer,
+    differences: &[u8],
+    bases: usize,
+) -> Result<Vec<FrameEntry>, FormatError> {
+    let rule = |rule| FormatError::Rule { part: PART, rule };
+    let mut frames = Vec::with_capacity(trailer.frame_count as usize);
+    let (mut offset, mut payload_bytes) = (HEADER_BYTES as u64, 0);
+    let (mut hashes, mut first_base) = (differences.chunks_exact(HASH_BYTES), 0);
+    for entry in table.chunks_exact(FRAME_ENTRY_BYTES) {
+        let frame = FrameEntry::decode_entry(entry, offset, |blocks| {
+            let bases_hash = hash_at(hashes.next()?, 0);
+            let kind = FrameKind::Difference { first_base: first_base as u32, bases_hash };
+            first_base += blocks;
+            (first_base <= bases).then_some(kind)
+        })?;
+        offset += u64::from(frame.stored_bytes);
+        payload_bytes += u64::from(frame.raw_bytes);
+        frames.push(frame);
     }
-
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        let codec = match self.codec {
-            FrameCodec::Stored => 0,
-            FrameCodec::Zstd => 1,
-        };
-        out.extend_from_slice(&self.stored_bytes.to_le_bytes());
-        out.extend_from_slice(&self.raw_bytes.to_le_bytes());
-        out.extend_from_slice(&[codec, 0, 0, 0, 0, 0, 0, 0]);
-        out.extend_from_slice(&self.stored_hash.0);
-        out.extend_from_slice(&self.raw_hash.0);
+    if hashes.next().is_some() || first_base != bases {
+        return Err(rule("there are bases without a difference"));
     }
-
-    pub(super) fn decode_entry(bytes: &[u8], offset: u64) -> Result<FrameEntry, FormatError> {
-        let rule = |rule| FormatError::Rule { part: FRAME_PART, rule };
-        let (stored_bytes, raw_bytes) = (u32_at(bytes, 0), u32_at(bytes, 4));
-        at_most("a frame", raw_bytes.into(), MAX_FRAME_RAW_BYTES.into())?;
-        if raw_bytes == 0 || !u64::from(raw_bytes).is_multiple_of(SECTOR_BYTES) {
-            return Err(rule("a frame's size is not a positive multiple of 512 bytes"));
-        }
-        let codec = match u64_at(bytes, 8) {
-            0 if stored_bytes == raw_bytes => FrameCodec::Stored,
-            1 if stored_bytes < raw_bytes => FrameCodec::Zstd,
-            _ => return Err(rule("a frame's codec is unknown or does not fit its size")),
-        };
-        let (stored_hash, raw_hash) = (hash_at(bytes, 16), hash_at(bytes, 48));
-        Ok(FrameEntry { offset, stored_bytes, raw_bytes, codec, stored_hash, raw_hash })
+    if offset != trailer.index_offset || payload_bytes != trailer.payload_bytes {
+        return Err(rule("its frames do not fill the space before it"));
     }
+    Ok(frames)
 }
 
 /// Where the content of an extent comes from.
@@ -103,6 +144,8 @@ pub enum ExtentContent {
         /// Offset in the decompressed frame in bytes.
         offset: u32,
     },
+    /// Blocks of another segment: index into the references.
+    Reference(u32),
 }
 
 /// A changed range of a volume. Extents are sorted by volume and offset and do not overlap.
@@ -128,6 +171,7 @@ impl Extent {
         let (kind, frame, offset) = match self.content {
             ExtentContent::Zero => (0, 0, 0),
             ExtentContent::Frame { frame, offset } => (1, frame, offset),
+            ExtentContent::Reference(number) => (2, number, 0),
         };
         out.extend_from_slice(&self.volume.to_le_bytes());
         out.extend_from_slice(&[kind, 0]);
@@ -137,7 +181,7 @@ impl Extent {
         out.extend_from_slice(&(offset / SECTOR_BYTES as u32).to_le_bytes());
     }
 
-    pub(super) fn decode_entry(bytes: &[u8], frames: &[FrameEntry]) -> Result<Extent, FormatError> {
+    fn decode_entry(bytes: &[u8], frames: &[FrameEntry], references: usize) -> Result<Extent, FormatError> {
         let rule = |rule| FormatError::Rule { part: EXTENT_PART, rule };
         let length = u64::from(u32_at(bytes, 4)) * SECTOR_BYTES;
         let offset = u64_at(bytes, 8)
@@ -154,6 +198,12 @@ impl Extent {
                     return Err(rule("an extent lies outside its frame"));
                 }
                 ExtentContent::Frame { frame, offset: start as u32 }
+            }
+            (2, 0) if (frame as usize) < references && sector == 0 => {
+                if !length.is_multiple_of(BLOCK_BYTES) {
+                    return Err(rule("a reference is not one to whole blocks"));
+                }
+                ExtentContent::Reference(frame)
             }
             _ => return Err(rule("an extent's kind is unknown")),
         };

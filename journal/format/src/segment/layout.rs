@@ -3,7 +3,7 @@
 use crate::{Epoch, FormatError, Generation, GroupName, Hash, Position, Sequence, Timestamp};
 
 /// Version of the segment format that this build writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// Size of the header in bytes.
 pub const HEADER_BYTES: usize = 192;
 /// Size of the trailer in bytes.
@@ -233,8 +233,13 @@ fn check_prefix(part: &'static str, bytes: &[u8], size: usize, magic: &[u8; 8]) 
 }
 
 fn group_at(bytes: &[u8]) -> Option<GroupName> {
-    let field = &bytes[GROUP_OFFSET + 1..HEADER_HASHED];
-    let (name, padding) = field.split_at_checked(usize::from(bytes[GROUP_OFFSET]))?;
+    padded_name(&bytes[GROUP_OFFSET..HEADER_HASHED])
+}
+
+/// A name behind its length in one byte, padded with zeroes.
+pub(super) fn padded_name(field: &[u8]) -> Option<GroupName> {
+    let (length, field) = field.split_first()?;
+    let (name, padding) = field.split_at_checked(usize::from(*length))?;
     let padded = padding.iter().all(|&byte| byte == 0);
     padded.then(|| std::str::from_utf8(name).ok()?.parse().ok())?
 }

@@ -1,8 +1,10 @@
 //! Reading and verifying a segment.
 
-use super::index::{EXTENT_ENTRY_BYTES, Extent, FRAME_ENTRY_BYTES, FrameEntry, check_order};
+use super::frame::FrameEntry;
+use super::index::{Extent, Tables, check_order};
 use super::layout::{HEADER_BYTES, Header, TRAILER_BYTES, Trailer};
 use super::meta::SegmentMeta;
+use super::reference::{BlockPlace, Reference, SegmentSource};
 use crate::{FormatError, Hash, Position};
 
 /// Everything of a segment but its payload, verified.
@@ -16,6 +18,12 @@ pub struct SegmentIndex {
     pub frames: Vec<FrameEntry>,
     /// Extents in the order of volume and offset.
     pub extents: Vec<Extent>,
+    /// Segments that blocks are referred to in.
+    pub sources: Vec<SegmentSource>,
+    /// Blocks of the sources that are content of this segment.
+    pub references: Vec<Reference>,
+    /// Blocks of the sources that differences are taken from.
+    pub bases: Vec<BlockPlace>,
     /// Volumes, point and definition.
     pub meta: SegmentMeta,
 }
@@ -46,9 +54,24 @@ impl SegmentIndex {
             let rule = "a part that others follow completes no point";
             return Err(FormatError::Rule { part: "the segment's meta section", rule });
         }
-        let (frames, extents) = decode_index(index, &trailer)?;
+        let Tables { frames, extents, sources, references, bases } = decode_index(index, &trailer)?;
         check_order(&extents, &meta.volume_sizes())?;
-        Ok(SegmentIndex { header: decoded_header, trailer, frames, extents, meta })
+        Ok(SegmentIndex {
+            header: decoded_header,
+            trailer,
+            frames,
+            extents,
+            sources,
+            references,
+            bases,
+            meta,
+        })
+    }
+
+    /// Frees the memory of all tables.
+    pub fn drop_tables(&mut self) {
+        (self.frames, self.extents) = (Vec::new(), Vec::new());
+        (self.sources, self.references, self.bases) = (Vec::new(), Vec::new(), Vec::new());
     }
 
     /// The position that the segment ends at.
@@ -57,37 +80,16 @@ impl SegmentIndex {
     }
 }
 
-fn decode_index(index: &[u8], trailer: &Trailer) -> Result<(Vec<FrameEntry>, Vec<Extent>), FormatError> {
-    const PART: &str = "the segment's index";
+fn decode_index(index: &[u8], trailer: &Trailer) -> Result<Tables, FormatError> {
     let raw_bytes = trailer.index_raw_bytes as usize;
-    let frame_bytes = trailer.frame_count as usize * FRAME_ENTRY_BYTES;
-    if frame_bytes + trailer.extent_count as usize * EXTENT_ENTRY_BYTES != raw_bytes {
-        return Err(FormatError::Rule { part: PART, rule: "its tables do not fill it" });
-    }
     let raw = zstd::bulk::decompress(index, raw_bytes)
         .ok()
         .filter(|raw| raw.len() == raw_bytes)
         .ok_or(FormatError::Decompress { raw_bytes: raw_bytes as u64 })?;
-    let (frame_table, extent_table) = raw.split_at(frame_bytes);
-    let mut frames = Vec::with_capacity(trailer.frame_count as usize);
-    let (mut offset, mut payload_bytes) = (HEADER_BYTES as u64, 0);
-    for entry in frame_table.chunks_exact(FRAME_ENTRY_BYTES) {
-        let frame = FrameEntry::decode_entry(entry, offset)?;
-        offset += u64::from(frame.stored_bytes);
-        payload_bytes += u64::from(frame.raw_bytes);
-        frames.push(frame);
-    }
-    if offset != trailer.index_offset || payload_bytes != trailer.payload_bytes {
-        return Err(FormatError::Rule { part: PART, rule: "its frames do not fill the space before it" });
-    }
-    let extents = extent_table
-        .chunks_exact(EXTENT_ENTRY_BYTES)
-        .map(|entry| Extent::decode_entry(entry, &frames))
-        .collect::<Result<_, _>>()?;
-    Ok((frames, extents))
+    Tables::decode(&raw, trailer)
 }
 
-/// Verifies every byte of a whole segment in memory.
+/// Verifies every byte of a whole segment in memory. What it refers to is not looked at.
 ///
 /// # Errors
 /// [`FormatError`] if any byte is not what it was when the segment was sealed.
@@ -101,7 +103,7 @@ pub fn verify_segment(bytes: &[u8]) -> Result<SegmentIndex, FormatError> {
     let index = SegmentIndex::decode(bytes, &bytes[index_offset..], file_bytes)?;
     for frame in &index.frames {
         let start = frame.offset as usize;
-        frame.decode(&bytes[start..start + frame.stored_bytes as usize])?;
+        frame.decode_hashed(&bytes[start..start + frame.stored_bytes as usize])?;
     }
     Ok(index)
 }

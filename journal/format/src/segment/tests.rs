@@ -90,9 +90,11 @@ fn sectors(bytes: &[u8]) -> Vec<(u16, u64, Vec<u8>)> {
             ExtentContent::Frame { frame, offset } => {
                 let frame = &index.frames[frame as usize];
                 let start = frame.offset as usize;
-                let raw = frame.decode(&bytes[start..start + frame.stored_bytes as usize]).unwrap();
+                let (raw, _) =
+                    frame.decode_hashed(&bytes[start..start + frame.stored_bytes as usize]).unwrap();
                 raw[offset as usize..][..extent.length as usize].to_vec()
             }
+            ExtentContent::Reference(_) => unreachable!("the builder refers to nothing"),
         };
         for (number, sector) in content.chunks(512).enumerate() {
             out.push((extent.volume, extent.offset + number as u64 * 512, sector.to_vec()));
@@ -118,12 +120,12 @@ fn a_sealed_segment_is_read_back() {
 }
 
 #[test]
-fn v1_segment_is_parsed() {
-    let golden = include_bytes!("tests/v1.seg");
-    let index = verify_segment(golden).unwrap();
-    assert_eq!(index.header, header());
-    assert_eq!(index.meta, meta());
-    assert_eq!(sectors(golden), sectors(&small_segment().bytes));
+fn v2_segment_is_parsed() {
+    let index = verify_segment(include_bytes!("tests/v2.seg")).unwrap();
+    let made = verify_segment(&referring_segment()).unwrap();
+    assert_eq!((index.header, index.meta), (made.header, made.meta));
+    assert_eq!((index.frames, index.extents), (made.frames, made.extents));
+    assert_eq!((index.sources, index.references, index.bases), (made.sources, made.references, made.bases));
 }
 
 #[test]
@@ -138,7 +140,7 @@ fn the_document_states_the_constants_of_the_code() {
         format!("index before compression: {MAX_INDEX_RAW_BYTES} bytes"),
         format!("meta section: {MAX_META_BYTES} bytes"),
         format!("VM definition: {MAX_DEFINITION_BYTES} bytes"),
-        format!("frame entry, {} bytes", index::FRAME_ENTRY_BYTES),
+        format!("frame entry, {} bytes", frame::FRAME_ENTRY_BYTES),
         format!("extent entry, {} bytes", index::EXTENT_ENTRY_BYTES),
     ];
     for statement in statements {
@@ -148,7 +150,7 @@ fn the_document_states_the_constants_of_the_code() {
 
 #[test]
 fn every_bit_flip_is_detected() {
-    let bytes = small_segment().bytes;
+    let bytes = referring_segment();
     for bit in 0..bytes.len() * 8 {
         let mut damaged = bytes.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
@@ -170,7 +172,7 @@ fn every_truncation_and_extension_is_detected() {
 fn another_version_is_refused_by_name() {
     let mut bytes = small_segment().bytes;
     bytes[8] = 9;
-    let expected = FormatError::Version { found: 9, supported: 1 };
+    let expected = FormatError::Version { found: 9, supported: 2 };
     assert_eq!(Header::decode(&bytes), Err(expected));
 }
 
@@ -197,10 +199,11 @@ fn a_frame_that_claims_more_than_it_holds_is_refused() {
         stored_bytes: stored.len() as u32,
         raw_bytes: 1 << 20,
         codec: FrameCodec::Zstd,
+        kind: FrameKind::Plain,
         stored_hash: Hash::of(&stored),
         raw_hash: Hash::ZERO,
     };
-    assert_eq!(entry.decode(&stored), Err(FormatError::Decompress { raw_bytes: 1 << 20 }));
+    assert_eq!(entry.decode_hashed(&stored).map(drop), Err(FormatError::Decompress { raw_bytes: 1 << 20 }));
 }
 
 /// Ranges in units of sectors: (gap to the one before, length, fill; fill 0 is a range of zeroes).
@@ -248,27 +251,101 @@ proptest! {
     }
 }
 
+fn place(source: u32, frame: u32, offset: u32) -> BlockPlace {
+    BlockPlace { source, frame, offset }
+}
+
+fn source(sequence: u64) -> SegmentSource {
+    SegmentSource {
+        group: "demo".parse().unwrap(),
+        generation: Generation(1),
+        sequence: Sequence(sequence),
+        hash: Hash([sequence as u8; 32]),
+    }
+}
+
+/// A writer with a plain frame of two blocks, a difference of two blocks and a reference to three.
+fn referring(take: &mut dyn FnMut(&mut SegmentWriter)) -> SegmentWriter {
+    let (mut writer, mut encoder) = (SegmentWriter::new(), FrameEncoder::new(1));
+    let mut encode = |fill: u8| {
+        let raw = vec![fill; 8192];
+        encoder.encode(&raw, combined_hash(&block_hashes(&raw)))
+    };
+    let (plain, difference) = (writer.open_frame(), writer.open_frame());
+    writer.add_framed(0, 0, 4096, difference, 4096);
+    writer.add_framed(0, 4096, 8192, plain, 0);
+    assert_eq!(writer.add_source(source(1)), 0);
+    assert_eq!(writer.add_source(source(2)), 1);
+    writer.add_reference(0, 65536, 12288, Reference { place: place(1, 7, 8192), hash: Hash([9; 32]) });
+    // The later slot is ready first: numbers are those of the frames' order in the file.
+    let bases = [place(0, 3, 0), place(1, 0, 4096)];
+    assert_eq!(writer.push_frame(difference, &encode(1), Some((&bases, Hash([8; 32])))), 0);
+    take(&mut writer);
+    assert_eq!(writer.push_frame(plain, &encode(2), None), 1);
+    take(&mut writer);
+    writer
+}
+
+fn referring_segment() -> Vec<u8> {
+    let mut tail = referring(&mut |_| {}).finish_tail(&header(), &meta());
+    tail.bytes[..HEADER_BYTES].copy_from_slice(&tail.header);
+    tail.bytes
+}
+
+#[test]
+fn references_and_differences_are_read_back() {
+    let index = verify_segment(&referring_segment()).unwrap();
+    assert_eq!(index.sources, [source(1), source(2)]);
+    assert_eq!(index.references, [Reference { place: place(1, 7, 8192), hash: Hash([9; 32]) }]);
+    assert_eq!(index.bases, [place(0, 3, 0), place(1, 0, 4096)]);
+    let difference = FrameKind::Difference { first_base: 0, bases_hash: Hash([8; 32]) };
+    assert_eq!(
+        index.frames.iter().map(|frame| frame.kind).collect::<Vec<_>>(),
+        [difference, FrameKind::Plain]
+    );
+    let contents: Vec<ExtentContent> = index.extents.iter().map(|extent| extent.content).collect();
+    let framed = |frame, offset| ExtentContent::Frame { frame, offset };
+    assert_eq!(contents, [framed(0, 4096), framed(1, 0), ExtentContent::Reference(0)]);
+}
+
+#[test]
+fn tables_that_do_not_fit_each_other_are_refused() {
+    let index = verify_segment(&referring_segment()).unwrap();
+    let whole = index::Tables {
+        frames: index.frames,
+        extents: index.extents,
+        sources: index.sources,
+        references: index.references,
+        bases: index.bases,
+    };
+    assert_eq!(index::Tables::decode(&whole.encode(), &index.trailer).unwrap(), whole);
+    type Spoil = fn(&mut index::Tables);
+    let spoils: [Spoil; 6] = [
+        |tables| tables.sources.truncate(1),
+        |tables| tables.references.clear(),
+        |tables| tables.bases.truncate(1),
+        |tables| tables.bases.push(tables.bases[0]),
+        |tables| tables.extents[2].length = 512,
+        |tables| tables.references[0].place.offset = 512,
+    ];
+    for (number, spoil) in spoils.into_iter().enumerate() {
+        let mut spoiled = whole.clone();
+        spoil(&mut spoiled);
+        let refused = index::Tables::decode(&spoiled.encode(), &index.trailer);
+        assert!(matches!(refused, Err(FormatError::Rule { .. })), "spoil {number} was taken");
+    }
+}
+
 #[test]
 fn a_segment_that_is_taken_in_pieces_has_the_same_bytes() {
-    let add = |builder: &mut SegmentBuilder, take: &mut dyn FnMut(&mut SegmentBuilder)| {
-        for block in 0..200_u64 {
-            let noise: Vec<u8> = (0..4096_u64).map(|at| ((at * block * 0x9e37) >> 7) as u8).collect();
-            builder.add_data(0, block * 8192, &noise);
-            take(builder);
-        }
-    };
-    let options = BuildOptions { level: 1, frame_bytes: 64 << 10 };
-    let mut whole = SegmentBuilder::new(options);
-    add(&mut whole, &mut |_| {});
-    let whole = whole.finish(&header(), &meta());
-    let (mut pieces, mut taken) = (SegmentBuilder::new(options), Vec::new());
-    add(&mut pieces, &mut |builder| {
-        taken.extend_from_slice(builder.finished());
-        builder.take_finished();
-    });
-    let tail = pieces.finish_tail(&header(), &meta());
+    let whole = referring(&mut |_| {}).finish_tail(&header(), &meta());
+    let mut taken = Vec::new();
+    let tail = referring(&mut |writer| {
+        taken.extend_from_slice(writer.finished());
+        writer.take_finished();
+    })
+    .finish_tail(&header(), &meta());
     taken.extend_from_slice(&tail.bytes);
-    taken[..HEADER_BYTES].copy_from_slice(&tail.header);
     assert_eq!(tail.size_bytes, taken.len() as u64);
     assert_eq!((tail.position, tail.parent), (whole.position, whole.parent));
     assert!(taken == whole.bytes);
