@@ -13,12 +13,16 @@
 //! `store/attach.rs` decides what becomes part of a timeline; `catalog/refresh.rs` makes the catalog agree with the
 //! segments; `view/map.rs` merges segments to a volume; `boot/command_line.rs` makes QEMU's arguments.
 
+mod blocks;
 mod boot;
+mod cache;
 mod catalog;
 mod error;
 mod export;
+mod frames;
 mod image;
 mod local_server;
+mod parallel;
 mod program;
 mod segment_file;
 mod select;

@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use journal_format::FormatError;
 use journal_format::segment::{FrameEntry, HEADER_BYTES, SegmentIndex, TRAILER_BYTES, Trailer};
+use journal_format::{FormatError, Hash};
 
 use crate::error::{StoreError, io_error};
+use crate::parallel::in_parallel;
 
 /// Reads and verifies everything of a segment but its payload.
 pub(crate) fn read_index(path: &Path) -> Result<SegmentIndex, StoreError> {
@@ -15,24 +16,33 @@ pub(crate) fn read_index(path: &Path) -> Result<SegmentIndex, StoreError> {
     index_of(&file, path)
 }
 
-/// Verifies every byte of a segment, with memory for its index and one frame.
-pub(crate) fn verify(path: &Path) -> Result<SegmentIndex, StoreError> {
+/// Verifies every byte of a segment, with memory for its index and one frame for each core. Answers the hashes of each frame's blocks,
+/// before any difference is applied. What it refers to is not looked at.
+pub(crate) fn verify(path: &Path) -> Result<(SegmentIndex, Vec<Vec<Hash>>), StoreError> {
     let file = File::open(path).map_err(io_error("open", path))?;
     let index = index_of(&file, path)?;
-    for frame in &index.frames {
-        frame_of(&file, path, frame)?;
-    }
-    Ok(index)
+    let hashes = in_parallel(index.frames.len(), |number| {
+        let frame = &index.frames[number];
+        let stored = read_range(&file, path, frame.offset, frame.stored_bytes as usize)?;
+        let decoded = frame.decode_hashed(&stored);
+        decoded.map(|(_, hashes)| hashes).map_err(|source| damaged(path, source))
+    })?;
+    Ok((index, hashes))
+}
+
+fn damaged(path: &Path, source: FormatError) -> StoreError {
+    StoreError::Damaged { path: path.to_owned(), source }
 }
 
 /// Reads, verifies and decompresses one frame.
 pub(crate) fn read_frame(path: &Path, frame: &FrameEntry) -> Result<Vec<u8>, StoreError> {
     let file = File::open(path).map_err(io_error("open", path))?;
-    frame_of(&file, path, frame)
+    let stored = read_range(&file, path, frame.offset, frame.stored_bytes as usize)?;
+    frame.decode(&stored).map_err(|source| damaged(path, source))
 }
 
 fn index_of(file: &File, path: &Path) -> Result<SegmentIndex, StoreError> {
-    let damaged = |source| StoreError::Damaged { path: PathBuf::from(path), source };
+    let damaged = |source| damaged(path, source);
     let file_bytes = file.metadata().map_err(io_error("look at", path))?.len();
     let smallest = (HEADER_BYTES + TRAILER_BYTES) as u64;
     if file_bytes < smallest {
@@ -48,11 +58,6 @@ fn index_of(file: &File, path: &Path) -> Result<SegmentIndex, StoreError> {
     SegmentIndex::decode(&header, &tail, file_bytes).map_err(damaged)
 }
 
-fn frame_of(file: &File, path: &Path, frame: &FrameEntry) -> Result<Vec<u8>, StoreError> {
-    let stored = read_range(file, path, frame.offset, frame.stored_bytes as usize)?;
-    frame.decode(&stored).map_err(|source| StoreError::Damaged { path: path.to_owned(), source })
-}
-
 fn read_range(file: &File, path: &Path, offset: u64, size: usize) -> Result<Vec<u8>, StoreError> {
     let mut bytes = vec![0; size];
     match file.read_exact_at(&mut bytes, offset) {
@@ -61,8 +66,7 @@ fn read_range(file: &File, path: &Path, offset: u64, size: usize) -> Result<Vec<
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
             let (part, expected) = ("the segment", offset + size as u64);
             let actual = file.metadata().map_or(0, |metadata| metadata.len());
-            let source = FormatError::Truncated { part, expected, actual };
-            Err(StoreError::Damaged { path: path.to_owned(), source })
+            Err(damaged(path, FormatError::Truncated { part, expected, actual }))
         }
         Err(source) => Err(StoreError::Io { action: "read", path: path.to_owned(), source }),
     }

@@ -5,6 +5,8 @@ mod claim;
 mod compare;
 pub(crate) mod disk;
 mod inbox;
+mod listing;
+mod resolve;
 mod writer;
 
 use std::path::Path;

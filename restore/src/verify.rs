@@ -1,13 +1,13 @@
 //! Reading a whole store again: every byte of every segment, and the chain that they make.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use journal_format::segment::SegmentSource;
 use journal_format::{GroupName, Hash, PointId, Sequence, with_causes};
 
 use crate::catalog::SegmentRow;
 use crate::error::StoreError;
+use crate::frames::Frames;
 use crate::segment_file;
 use crate::store::Store;
 use crate::store::disk::ListedSegment;
@@ -85,24 +85,14 @@ impl Plan {
         read: &(dyn Fn(u64) + Sync),
     ) -> Result<GroupReport, StoreError> {
         let points = if self.chain.is_empty() { Vec::new() } else { store.points(group)? };
-        let (next, damaged) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-        let work = || {
-            while let Some(row) = self.chain.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(problem) = check(store, group, row) {
-                    let sequence = row.position.sequence;
-                    damaged
-                        .lock()
-                        .expect("no worker panics with it")
-                        .push(DamagedSegment { sequence, problem });
-                }
-                read(row.size_bytes);
-            }
-        };
-        thread::scope(|scope| {
-            let threads = thread::available_parallelism().map_or(1, usize::from);
-            (0..threads).for_each(|_| drop(scope.spawn(work)));
+        let frames = Frames::new(store.disk().clone(), 0);
+        // One after the other: the frames of each are read on all cores.
+        let found = self.chain.iter().map(|row| {
+            let problem = check(store, &frames, group, row).err();
+            read(row.size_bytes);
+            problem.map(|problem| DamagedSegment { sequence: row.position.sequence, problem })
         });
-        let mut damaged = damaged.into_inner().expect("no worker panics with it");
+        let mut damaged: Vec<DamagedSegment> = found.flatten().collect();
         let touched_from = damaged.iter().map(|segment| segment.sequence).min();
         for file in &self.files {
             if let Some(problem) = self.stray(store, group, file) {
@@ -145,14 +135,20 @@ impl Plan {
 }
 
 /// Verifies one segment of the chain; the answer is what is wrong.
-fn check(store: &Store, group: &GroupName, row: &SegmentRow) -> Result<(), String> {
+fn check(store: &Store, frames: &Frames, group: &GroupName, row: &SegmentRow) -> Result<(), String> {
     let position = row.position;
     let path = store.disk().segment_path(group, position.generation, position.sequence);
-    let index = segment_file::verify(&path).map_err(|error| with_causes(&error))?;
+    let (index, _) = segment_file::verify(&path).map_err(|error| with_causes(&error))?;
     let same = |what: &str, expected: Hash, actual: Hash| {
         let text = || format!("{}: its {what} is {actual}, the catalog says {expected}", path.display());
         if expected == actual { Ok(()) } else { Err(text()) }
     };
     same("hash", position.hash, index.trailer.hash)?;
-    same("parent", row.parent, index.header.parent)
+    same("parent", row.parent, index.header.parent)?;
+    let missing = index.sources.iter().find_map(|source| Some((source, frames.table(source).err()?)));
+    missing.map_or(Ok(()), |(source, error)| {
+        let SegmentSource { group, sequence, .. } = source;
+        let error = with_causes(&error);
+        Err(format!("{}: it refers to segment {sequence} of group '{group}': {error}", path.display()))
+    })
 }

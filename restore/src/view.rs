@@ -1,23 +1,23 @@
 //! A point, open for reading: for each volume a sorted, immutable map of where its bytes are.
 //!
-//! Memory: 24 bytes for each piece (a run of sectors whose bytes lie together in one frame), about 100 for each frame
-//! that a piece lies in, twice that while opening, and the cache of decompressed frames. All have limits.
+//! Memory: 24 bytes for each piece (a run of sectors whose bytes lie together in one frame), 8 for each frame
+//! that a piece lies in, a few times that while opening, and the caches of segments' tables and of decompressed frames. All have limits.
 
-mod cache;
 mod map;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use journal_format::definition::GroupDefinition;
-use journal_format::segment::{FrameEntry, SegmentIndex, VolumeRecord};
-use journal_format::{Generation, Hash, SECTOR_BYTES, Sequence, VolumeName};
+use journal_format::segment::{ExtentContent, SegmentIndex, SegmentSource, VolumeRecord};
+use journal_format::{Hash, SECTOR_BYTES, VolumeName};
 
 use crate::catalog::{Point, SegmentRow};
 use crate::error::StoreError;
+use crate::frames::{FrameTable, Frames};
 use crate::segment_file;
 use crate::store::disk::Disk;
-use cache::FrameCache;
 pub(crate) use map::Piece;
 use map::{MapBuilder, VolumeMap};
 
@@ -39,20 +39,23 @@ impl Default for ViewOptions {
 
 /// A point that is open for reading; used by many threads at once.
 pub struct PointView {
-    disk: Disk,
     point: Point,
     definition: Option<GroupDefinition>,
     maps: Vec<VolumeMap>,
-    segments: Vec<(Generation, Sequence)>,
-    frames: Vec<FrameRef>,
-    cache: FrameCache,
+    /// Those of the chain, and those that they refer to.
+    segments: Vec<SegmentSource>,
+    places: Vec<FramePlace>,
+    frames: Frames,
     open_duration: Duration,
 }
 
 /// A frame that some piece lies in.
-struct FrameRef {
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct FramePlace {
+    /// Index into the view's segments.
     segment: u32,
-    entry: FrameEntry,
+    /// Index into the segment's frame table.
+    frame: u32,
 }
 
 /// A volume of an opened point.
@@ -90,15 +93,14 @@ impl PointView {
             }
             opening.add(index)?;
         }
-        let Opening { builders, segments, frames, definition, .. } = opening;
+        let Opening { builders, segments, places, definition, .. } = opening;
         Ok(Arc::new(PointView {
-            disk,
             point,
             definition,
             maps: builders.into_iter().map(MapBuilder::finish).collect(),
-            segments,
-            frames,
-            cache: FrameCache::new(options.cache_bytes_max),
+            segments: segments.list,
+            places: places.list,
+            frames: Frames::new(disk, options.cache_bytes_max),
             open_duration: begin.elapsed(),
         }))
     }
@@ -126,7 +128,7 @@ impl PointView {
     /// Memory of the maps, in bytes.
     pub fn map_bytes(&self) -> u64 {
         let pieces: u64 = self.maps.iter().map(|map| map.pieces().len() as u64).sum();
-        map_bytes(pieces, self.frames.len() as u64)
+        map_bytes(pieces, self.places.len() as u64)
     }
 
     /// A volume by its name.
@@ -148,21 +150,10 @@ impl PointView {
         (0..self.volumes().len()).map(|number| VolumeView { view: Arc::clone(self), number })
     }
 
-    /// A frame, from the cache or from its segment.
-    fn frame(&self, number: u32) -> Result<Arc<Vec<u8>>, StoreError> {
-        if let Some(bytes) = self.cache.get(number) {
-            return Ok(bytes);
-        }
-        let bytes = Arc::new(self.read_frame(number)?);
-        self.cache.put(number, &bytes);
-        Ok(bytes)
-    }
-
-    fn read_frame(&self, number: u32) -> Result<Vec<u8>, StoreError> {
-        let frame = &self.frames[number as usize];
-        let (generation, sequence) = self.segments[frame.segment as usize];
-        let path = self.disk.segment_path(&self.point.group, generation, sequence);
-        segment_file::read_frame(&path, &frame.entry)
+    /// Where a frame of the view is: the table of its segment, and its number there.
+    fn frame(&self, number: u32) -> Result<(Arc<FrameTable>, u32), StoreError> {
+        let FramePlace { segment, frame } = self.places[number as usize];
+        Ok((self.frames.table(&self.segments[segment as usize])?, frame))
     }
 }
 
@@ -193,10 +184,10 @@ impl VolumeView {
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
         self.check_range(offset, buffer.len() as u64)?;
         self.map().walk(offset, buffer, |piece, from, target| {
-            let bytes = self.view.frame(piece.frame);
-            let bytes = bytes.map_err(|source| self.read_error(piece.start_bytes() + from, source))?;
-            target.copy_from_slice(&bytes[(piece.frame_bytes() + from) as usize..][..target.len()]);
-            Ok(())
+            let read = self.view.frame(piece.frame).and_then(|(table, frame)| {
+                self.view.frames.read(&table, frame, piece.frame_bytes() + from, target)
+            });
+            read.map_err(|source| self.read_error(piece.start_bytes() + from, source))
         })
     }
 
@@ -207,9 +198,10 @@ impl VolumeView {
     pub fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, StoreError> {
         self.check_range(offset, buffer.len() as u64)?;
         let result = self.map().walk(offset, buffer, |piece, from, target| {
-            let bytes = self.view.cache.get(piece.frame).ok_or(NotCached)?;
-            target.copy_from_slice(&bytes[(piece.frame_bytes() + from) as usize..][..target.len()]);
-            Ok::<(), NotCached>(())
+            let FramePlace { segment, frame } = self.view.places[piece.frame as usize];
+            let segment = &self.view.segments[segment as usize];
+            let read = self.view.frames.try_read(segment, frame, piece.frame_bytes() + from, target);
+            if read { Ok(()) } else { Err(NotCached) }
         });
         Ok(result.is_ok())
     }
@@ -223,10 +215,33 @@ impl VolumeView {
         self.map().pieces()
     }
 
-    /// Reads a frame without keeping it.
-    pub(crate) fn read_frame(&self, piece: &Piece) -> Result<Vec<u8>, StoreError> {
-        let bytes = self.view.read_frame(piece.frame);
-        bytes.map_err(|source| self.read_error(piece.start_bytes(), source))
+    /// Reads pieces that lie in one frame and hands each to `put`. Of a frame that holds the bytes themselves nothing is kept.
+    pub(crate) fn read_pieces<E: From<StoreError>>(
+        &self,
+        pieces: &[Piece],
+        mut put: impl FnMut(&Piece, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(first) = pieces.first() else { return Ok(()) };
+        let failed = |piece: &Piece, source| self.read_error(piece.start_bytes(), source);
+        let (table, frame) = self.view.frame(first.frame).map_err(|source| failed(first, source))?;
+        let whole = self.view.frames.whole(&table, frame).map_err(|source| failed(first, source))?;
+        let mut buffer = Vec::new();
+        for piece in pieces {
+            let (from, length) = (piece.frame_bytes(), piece.size_bytes() as usize);
+            match &whole {
+                // A reference that lies outside its frame was not taken; a segment may have been put there past the store.
+                Some(bytes) if bytes.len() >= from as usize + length => {
+                    put(piece, &bytes[from as usize..][..length])?;
+                }
+                _ => {
+                    buffer.resize(length, 0);
+                    let read = self.view.frames.read(&table, frame, from, &mut buffer);
+                    read.map_err(|source| failed(piece, source))?;
+                    put(piece, &buffer)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn read_error(&self, offset: u64, source: StoreError) -> StoreError {
@@ -252,23 +267,24 @@ struct Opening<'a> {
     point: &'a Point,
     limit_bytes: u64,
     builders: Vec<MapBuilder>,
-    segments: Vec<(Generation, Sequence)>,
-    frames: Vec<FrameRef>,
+    segments: Numbered<SegmentSource>,
+    places: Numbered<FramePlace>,
     definition: Option<GroupDefinition>,
 }
 
 impl<'a> Opening<'a> {
     fn new(point: &'a Point, options: &ViewOptions) -> Self {
         let builders = point.volumes.iter().map(|volume| MapBuilder::new(volume.size_bytes)).collect();
-        let (segments, frames) = (Vec::new(), Vec::new());
-        Opening { point, limit_bytes: options.map_bytes_max, builders, segments, frames, definition: None }
+        let (segments, places) = (Numbered::new(), Numbered::new());
+        Opening { point, limit_bytes: options.map_bytes_max, builders, segments, places, definition: None }
     }
 
     /// Adds a segment that is older than all before it.
     fn add(&mut self, index: SegmentIndex) -> Result<(), StoreError> {
-        let SegmentIndex { header, frames, extents, meta, .. } = index;
-        let segment = self.segments.len() as u32;
-        self.segments.push((header.generation, header.sequence));
+        let SegmentIndex { header, trailer, extents, sources, references, meta, .. } = index;
+        let (group, generation, sequence) = (header.group, header.generation, header.sequence);
+        let this = self.segments.number(SegmentSource { group, generation, sequence, hash: trailer.hash });
+        let sources: Vec<u32> = sources.into_iter().map(|source| self.segments.number(source)).collect();
         // Volumes are known by name; their numbers may differ between segments.
         let volumes: Vec<Option<usize>> = meta
             .volumes
@@ -279,23 +295,28 @@ impl<'a> Opening<'a> {
             let then = meta.volumes.iter().find(|other| other.name == volume.name);
             builder.limit_to(then.map_or(0, |then| then.size_bytes));
         }
-        let mut numbers: Vec<Option<u32>> = vec![None; frames.len()];
-        let (all_frames, builders) = (&mut self.frames, &mut self.builders);
+        let (places, builders) = (&mut self.places, &mut self.builders);
+        let mut place = |content| match content {
+            ExtentContent::Zero => None,
+            ExtentContent::Frame { frame, offset } => {
+                Some((places.number(FramePlace { segment: this, frame }), offset))
+            }
+            ExtentContent::Reference(number) => {
+                let place = references[number as usize].place;
+                let segment = sources[place.source as usize];
+                Some((places.number(FramePlace { segment, frame: place.frame }), place.offset))
+            }
+        };
         for extent in &extents {
             let Some(volume) = volumes[usize::from(extent.volume)] else { continue };
-            builders[volume].add(extent, |local| {
-                *numbers[local as usize].get_or_insert_with(|| {
-                    all_frames.push(FrameRef { segment, entry: frames[local as usize].clone() });
-                    (all_frames.len() - 1) as u32
-                })
-            });
+            builders[volume].add(extent, &mut place);
         }
         let wanted = self.point.definition;
         if self.definition.is_none() && wanted != Hash::ZERO {
             self.definition = meta.definition.filter(|definition| definition.hash() == wanted);
         }
         let pieces: u64 = self.builders.iter().map(|builder| builder.len() as u64).sum();
-        if map_bytes(pieces, self.frames.len() as u64) > self.limit_bytes {
+        if map_bytes(pieces, self.places.list.len() as u64) > self.limit_bytes {
             return Err(StoreError::MapTooLarge { point: self.point.id, limit_bytes: self.limit_bytes });
         }
         Ok(())
@@ -303,5 +324,25 @@ impl<'a> Opening<'a> {
 }
 
 fn map_bytes(pieces: u64, frames: u64) -> u64 {
-    pieces * size_of::<Piece>() as u64 + frames * size_of::<FrameRef>() as u64
+    pieces * size_of::<Piece>() as u64 + frames * size_of::<FramePlace>() as u64
+}
+
+/// Different values in the order in which they came.
+struct Numbered<T> {
+    list: Vec<T>,
+    numbers: HashMap<T, u32>,
+}
+
+impl<T: Clone + Eq + std::hash::Hash> Numbered<T> {
+    fn new() -> Self {
+        Numbered { list: Vec::new(), numbers: HashMap::new() }
+    }
+
+    fn number(&mut self, value: T) -> u32 {
+        let next = self.list.len() as u32;
+        *self.numbers.entry(value).or_insert_with_key(|value| {
+            self.list.push(value.clone());
+            next
+        })
+    }
 }

@@ -29,8 +29,9 @@ pub use names::PeerName;
 pub use site::{PeerStatus, RefusedIdentity, SiteError, SiteOptions, SiteServer, SiteStatus};
 pub use traits::{Begin, Inbox, LinkState, Outbox, SegmentSink};
 pub use wire::{
-    COMPARED_REGIONS_MAX, CallAnswer, CallRequest, Heartbeat, NewestCut, PROTOCOL_VERSION, Receipt, Refusal,
-    RefusalKind, RegionAnswer, SEGMENT_BYTES_MAX, SegmentDescriptor,
+    AttachedSegment, COMPARED_REGIONS_MAX, CallAnswer, CallRequest, Heartbeat, LISTED_BLOCKS_MAX,
+    LISTED_SEGMENTS_MAX, ListedBlock, NewestCut, PROTOCOL_VERSION, Receipt, Refusal, RefusalKind,
+    RegionAnswer, SEGMENT_BYTES_MAX, SegmentDescriptor,
 };
 
 #[cfg(test)]

@@ -244,6 +244,9 @@ impl Inbox for MemoryInbox {
         match request {
             // Echoes, so that a test sees that question and answer belong together.
             CallRequest::Pair(bytes) => Ok(CallAnswer::Pair(bytes)),
+            CallRequest::Attached { .. } | CallRequest::Blocks { .. } => {
+                Err(Refusal::new(RefusalKind::Invalid, "this site lists nothing", ""))
+            }
             CallRequest::Compare { .. } => Ok(CallAnswer::Compared {
                 head: self.0.change(|state| state.head(group)),
                 regions: Vec::new(),
@@ -440,7 +443,7 @@ impl Lab {
 }
 
 /// Every kind of refusal.
-pub(crate) const REFUSAL_KINDS: [RefusalKind; 9] = [
+pub(crate) const REFUSAL_KINDS: [RefusalKind; 10] = [
     RefusalKind::NotEnrolled,
     RefusalKind::Version,
     RefusalKind::Busy,
@@ -450,6 +453,7 @@ pub(crate) const REFUSAL_KINDS: [RefusalKind; 9] = [
     RefusalKind::Corrupt,
     RefusalKind::Retry,
     RefusalKind::Invalid,
+    RefusalKind::Lacking,
 ];
 
 pub(crate) fn heartbeat() -> Heartbeat {

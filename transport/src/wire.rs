@@ -161,6 +161,52 @@ pub enum CallRequest {
     },
     /// What the hosts of a pair tell each other; at most [`PAIR_BYTES_MAX`] bytes.
     Pair(Vec<u8>),
+    /// Which segments of the group the site has, newest first, before a sequence or from the newest on.
+    Attached {
+        /// Those of the group's seed instead.
+        seed: bool,
+        /// Only segments before this one.
+        before: Option<Sequence>,
+    },
+    /// The blocks of an attached segment.
+    Blocks {
+        /// One of the group's seed instead.
+        seed: bool,
+        /// The segment.
+        sequence: Sequence,
+        /// So many of its blocks are left out: those that were asked for before.
+        skip: u32,
+    },
+}
+
+/// Most segments that are listed in one answer.
+pub const LISTED_SEGMENTS_MAX: usize = 512;
+
+/// Most blocks that are listed in one answer.
+pub const LISTED_BLOCKS_MAX: usize = 3000;
+
+/// A segment that the site has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachedSegment {
+    /// Its generation.
+    pub generation: Generation,
+    /// Its place in the chain.
+    pub sequence: Sequence,
+    /// Its hash.
+    pub hash: RawHash,
+}
+
+/// A block of a segment that the site has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedBlock {
+    /// Number of its frame.
+    pub frame: u32,
+    /// Its number in the frame.
+    pub block: u16,
+    /// Differences between it and the plain block under it.
+    pub steps: u8,
+    /// The first bytes of its hash.
+    pub fingerprint: [u8; 8],
 }
 
 /// The answer to a call; the one message that comes back. The order of the variants is part of the protocol.
@@ -177,6 +223,10 @@ pub enum CallAnswer {
     },
     /// What the other host of the pair answers.
     Pair(Vec<u8>),
+    /// Segments that the site has, newest first, at most [`LISTED_SEGMENTS_MAX`]; fewer only at the end of the chain.
+    Attached(Vec<AttachedSegment>),
+    /// Blocks of a segment, at most [`LISTED_BLOCKS_MAX`]; none behind the last.
+    Blocks(Vec<ListedBlock>),
 }
 
 /// What a site has of a region. The order of the variants is part of the protocol.
@@ -210,6 +260,8 @@ pub enum RefusalKind {
     Retry,
     /// The message or request breaks the protocol, or is too large.
     Invalid,
+    /// A segment refers to blocks that the site does not have.
+    Lacking,
 }
 
 impl RefusalKind {
@@ -221,7 +273,7 @@ impl RefusalKind {
             RefusalKind::Full => ErrorKind::Full,
             RefusalKind::Diverged => ErrorKind::Diverged,
             RefusalKind::Fenced => ErrorKind::Fenced,
-            RefusalKind::Corrupt => ErrorKind::Corrupt,
+            RefusalKind::Corrupt | RefusalKind::Lacking => ErrorKind::Corrupt,
         }
     }
 }

@@ -102,6 +102,19 @@ impl Catalog {
         self.rows(&sql, params![group.as_str(), last.0 as i64], segment_from)
     }
 
+    /// Segments of a group before one, newest first.
+    pub(crate) fn segments_before(
+        &self,
+        group: &GroupName,
+        before: Sequence,
+        limit: usize,
+    ) -> Result<Vec<SegmentRow>, StoreError> {
+        let sql = format!(
+            "SELECT {SEGMENT_COLUMNS} FROM segments WHERE group_name = ? AND sequence < ? ORDER BY sequence DESC LIMIT ?"
+        );
+        self.rows(&sql, params![group.as_str(), before.0 as i64, limit as i64], segment_from)
+    }
+
     pub(crate) fn heartbeat(&self, group: &GroupName) -> Result<Option<HeartbeatRecord>, StoreError> {
         let sql = format!("SELECT {HEARTBEAT_COLUMNS} FROM heartbeats WHERE group_name = ?");
         self.row(&sql, params![group.as_str()], heartbeat_from)

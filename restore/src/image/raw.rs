@@ -4,13 +4,13 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use journal_nbd::{FileDisk, ZeroMode};
 use rustix::fs::OFlags;
 
 use super::{ImageError, io_error};
+use crate::parallel::in_parallel;
 use crate::view::{Piece, VolumeView};
 
 /// How much of both ends of a device is looked at for content: partition tables, file systems and RAID have theirs there.
@@ -84,29 +84,14 @@ fn write_frames(
     pieces.sort_by_key(|piece| (piece.frame, piece.start_bytes()));
     let frames: Vec<&[Piece]> = pieces.chunk_by(|one, other| one.frame == other.frame).collect();
     let total: u64 = pieces.iter().map(Piece::size_bytes).sum();
-    let (next, done, failed) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
-    let work = || -> Result<(), ImageError> {
-        while !failed.load(Ordering::Relaxed) {
-            let Some(pieces) = frames.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-            let bytes = volume.read_frame(&pieces[0])?;
-            let mut written = 0;
-            for piece in *pieces {
-                let from = piece.frame_bytes() as usize;
-                let data = &bytes[from..from + piece.size_bytes() as usize];
-                file.write_all_at(data, piece.start_bytes()).map_err(io_error("write", path))?;
-                written += piece.size_bytes();
-            }
-            progress(done.fetch_add(written, Ordering::Relaxed) + written, total);
-        }
+    let done = AtomicU64::new(0);
+    in_parallel(frames.len(), |number| {
+        volume.read_pieces(frames[number], |piece, data| {
+            file.write_all_at(data, piece.start_bytes()).map_err(io_error("write", path))
+        })?;
+        let written: u64 = frames[number].iter().map(Piece::size_bytes).sum();
+        progress(done.fetch_add(written, Ordering::Relaxed) + written, total);
         Ok(())
-    };
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(frames.len());
-    thread::scope(|scope| {
-        let spawn = |_| scope.spawn(|| work().inspect_err(|_| failed.store(true, Ordering::Relaxed)));
-        let workers: Vec<_> = (0..threads).map(spawn).collect();
-        let join = |worker: thread::ScopedJoinHandle<'_, _>| {
-            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        };
-        workers.into_iter().try_for_each(join)
     })
+    .map(drop)
 }

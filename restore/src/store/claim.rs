@@ -67,6 +67,11 @@ impl Claim {
         }
     }
 
+    /// Who writes.
+    pub(super) fn writer(&self) -> Option<&PeerName> {
+        self.peer.as_ref()
+    }
+
     /// Changes with every new writer.
     pub(super) fn number(&self) -> u64 {
         self.number

@@ -169,6 +169,17 @@ impl Disk {
         self.segments_folder(group).join(segment_name(generation, sequence))
     }
 
+    /// Where the block list of a segment lies.
+    pub(crate) fn block_list_path(
+        &self,
+        group: &GroupName,
+        generation: Generation,
+        sequence: Sequence,
+    ) -> PathBuf {
+        let folder = self.group_folder(group, "blocks");
+        folder.join(segment_name(generation, sequence)).with_extension("blocks")
+    }
+
     fn group_folder(&self, group: &GroupName, folder: &str) -> PathBuf {
         self.root.join("groups").join(group.as_str()).join(folder)
     }
@@ -199,6 +210,8 @@ impl Disk {
                 sync_folder(&folder)?;
             }
         }
+        let blocks = self.group_folder(group, "blocks");
+        fs::create_dir_all(&blocks).map_err(io_error("create", &blocks))?;
         fs::create_dir_all(&incoming).map_err(io_error("create", &incoming))?;
         for name in names_in(&incoming)? {
             let path = incoming.join(name);

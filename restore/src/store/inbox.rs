@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
-use journal_format::segment::{MAX_SEGMENT_BYTES, SegmentIndex};
-use journal_format::{ErrorKind, Generation, GroupName, Position, Timestamp};
+use journal_format::segment::{MAX_SEGMENT_BYTES, SegmentIndex, SegmentSource};
+use journal_format::{ErrorKind, Generation, GroupName, Hash, Position, Timestamp};
 use transport::{
     Begin, CallAnswer, CallRequest, Heartbeat, Inbox, PeerName, Refusal, RefusalKind, SegmentDescriptor,
     SegmentSink,
@@ -16,7 +16,10 @@ use transport::{
 use super::attach::Place;
 use super::claim::ClaimError;
 use super::compare::{Asked, compare};
+use super::listing::{list_blocks, list_segments};
+use super::resolve::{Unresolved, resolve};
 use super::writer::{Arrived, Group, GroupState, Part, Shared, StoreWriter};
+use crate::blocks;
 use crate::error::{StoreError, io_error, is_full};
 use crate::segment_file;
 
@@ -30,18 +33,31 @@ impl Inbox for StoreWriter {
                 Refusal::new(RefusalKind::Fenced, reason, hint)
             }
             ClaimError::Store(error) => refusal_of(&error),
-        })
+        })?;
+        *group.writer.lock().unwrap_or_else(PoisonError::into_inner) = state.claim.writer().cloned();
+        Ok(())
     }
 
     fn call(&self, group: &GroupName, request: CallRequest) -> Result<CallAnswer, Refusal> {
-        let CallRequest::Compare { volume, offset, regions, size_bytes } = request else {
-            return Err(Refusal::new(RefusalKind::Invalid, "a recovery site is no host of a pair", ""));
-        };
         let Some(group) = self.shared.group(group) else {
             return Err(Refusal::new(RefusalKind::Invalid, format!("group '{group}' is not open"), ""));
         };
-        let asked = Asked { volume: &volume, size_bytes, offset, regions: &regions };
-        compare(&self.shared, &group, &asked)
+        match request {
+            CallRequest::Compare { volume, offset, regions, size_bytes } => {
+                let asked = Asked { volume: &volume, size_bytes, offset, regions: &regions };
+                compare(&self.shared, &group, &asked)
+            }
+            CallRequest::Attached { seed, before } => {
+                list_segments(&self.shared, &group.name, seed, before).map_err(|error| refusal_of(&error))
+            }
+            CallRequest::Blocks { seed, sequence, skip } => {
+                list_blocks(&self.shared, &group.name, seed, sequence, skip)
+                    .map_err(|error| refusal_of(&error))
+            }
+            CallRequest::Pair(_) => {
+                Err(Refusal::new(RefusalKind::Invalid, "a recovery site is no host of a pair", ""))
+            }
+        }
     }
 
     fn open_group(&self, _peer: &PeerName, group: &GroupName) -> Result<Option<Position>, Refusal> {
@@ -126,10 +142,17 @@ impl SegmentSink for Sink {
     fn commit(self: Box<Self>) -> Result<Option<Position>, Refusal> {
         let Sink { shared, group, segment, claim, file, part, written_bytes } = *self;
         let sequence = segment.position.sequence;
-        let index = verified(&file, &part, &segment, &group.name, written_bytes);
-        let index = index.map_err(|refusal| refusal.of_segment(sequence))?;
+        let verified = verified(&file, &part, &segment, &group.name, written_bytes);
+        let (mut index, hashes) = verified.map_err(|refusal| refusal.of_segment(sequence))?;
         drop(file);
-        let arrived = Arrived { index, part };
+        // Without the lock if all that it refers to is here: it is the long part.
+        let resolved = group.state().timeline.place(&segment) == Place::Next;
+        if resolved {
+            take_in_blocks(&shared, &group, part.path(), &index, hashes)
+                .map_err(|refusal| refusal.of_segment(sequence))?;
+        }
+        index.drop_tables();
+        let arrived = Arrived { index, resolved, part };
         let mut state = group.state();
         if state.claim.number() != claim {
             let hint = "another host writes this group now; this one must stop";
@@ -144,8 +167,7 @@ impl SegmentSink for Sink {
         if state.timeline.place(&segment) == Place::Ahead {
             drop(state.timeline.wait(segment, arrived));
         } else {
-            attach(&shared, &group, &mut state, arrived)
-                .map_err(|error| refusal_of(&error).of_segment(sequence))?;
+            attach(&shared, &group, &mut state, arrived).map_err(|refusal| refusal.of_segment(sequence))?;
         }
         Ok(state.timeline.head())
     }
@@ -193,12 +215,12 @@ fn verified(
     segment: &SegmentDescriptor,
     group: &GroupName,
     written_bytes: u64,
-) -> Result<SegmentIndex, Refusal> {
-    let path = part.path.as_deref().unwrap_or(Path::new(""));
+) -> Result<(SegmentIndex, Vec<Vec<Hash>>), Refusal> {
+    let path = part.path();
     if written_bytes != segment.size_bytes {
         return Err(corrupt(format!("{written_bytes} of {} bytes arrived", segment.size_bytes)));
     }
-    let mut index = segment_file::verify(path).map_err(|error| match error.kind() {
+    let (index, hashes) = segment_file::verify(path).map_err(|error| match error.kind() {
         ErrorKind::Corrupt | ErrorKind::Invalid => corrupt(with_cause(&error)),
         _ => refusal_of(&error),
     })?;
@@ -209,48 +231,74 @@ fn verified(
         return Err(corrupt(format!("it is the segment {}, not the one announced", index.position())));
     }
     file.sync_all().map_err(|source| refusal_of(&io_error("sync", path)(source)))?;
-    (index.frames, index.extents) = (Vec::new(), Vec::new());
-    Ok(index)
+    Ok((index, hashes))
+}
+
+/// Verifies what a segment refers to, and keeps the list of its blocks.
+fn take_in_blocks(
+    shared: &Shared,
+    group: &Group,
+    path: &Path,
+    index: &SegmentIndex,
+    hashes: Vec<Vec<Hash>>,
+) -> Result<(), Refusal> {
+    let blocks = resolve(shared, group, path, index, hashes).map_err(|unresolved| match unresolved {
+        Unresolved::Lacks(source, why) => lacking(&source, &why),
+        Unresolved::Store(error) if error.kind() == ErrorKind::Corrupt => corrupt(with_cause(&error)),
+        Unresolved::Store(error) => refusal_of(&error),
+    })?;
+    let position = index.position();
+    let list = shared.disk.block_list_path(&group.name, position.generation, position.sequence);
+    blocks::write(&list, &position.hash, &blocks).map_err(|error| refusal_of(&error))
 }
 
 /// Attaches a segment that continues the head, and all that waited for it.
-fn attach(shared: &Shared, group: &Group, state: &mut GroupState, first: Arrived) -> Result<(), StoreError> {
+fn attach(shared: &Shared, group: &Group, state: &mut GroupState, first: Arrived) -> Result<(), Refusal> {
     let mut position = first.index.position();
     let mut published = vec![publish(shared, group, first)?];
     while let Some((_, next)) = state.timeline.take_next(position) {
         let next_position = next.index.position();
         match publish(shared, group, next) {
             Ok(index) => published.push(index),
-            Err(error) => {
+            Err(refusal) => {
                 // Its source has no receipt and sends it again.
-                tracing::warn!(group = %group.name, %error, "a segment that waited was not attached");
+                tracing::warn!(group = %group.name, %refusal, "a segment that waited was not attached");
                 break;
             }
         }
         position = next_position;
     }
-    shared.disk.sync_segments(&group.name)?;
+    shared.disk.sync_segments(&group.name).map_err(|error| refusal_of(&error))?;
     published.iter().for_each(|index| state.timeline.advance(index.position()));
     shared.catalog_attached(group, state, &published);
     Ok(())
 }
 
-fn publish(shared: &Shared, group: &Group, arrived: Arrived) -> Result<SegmentIndex, StoreError> {
-    let Arrived { index, part } = arrived;
+fn publish(shared: &Shared, group: &Group, arrived: Arrived) -> Result<SegmentIndex, Refusal> {
+    let Arrived { index, resolved, part } = arrived;
+    if !resolved {
+        let (index, hashes) = segment_file::verify(part.path()).map_err(|error| refusal_of(&error))?;
+        take_in_blocks(shared, group, part.path(), &index, hashes)?;
+    }
+    give_name(shared, group, &index, part).map_err(|error| refusal_of(&error))?;
+    Ok(index)
+}
+
+/// Puts a segment among the group's others.
+fn give_name(shared: &Shared, group: &Group, index: &SegmentIndex, part: Part) -> Result<(), StoreError> {
     let position = index.position();
     let to = shared.disk.segment_path(&group.name, position.generation, position.sequence);
     match part.publish(&to) {
         Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
-            same_segment(&to, &index)?;
+            same_segment(&to, index)
         }
-        result => result?,
+        result => result,
     }
-    Ok(index)
 }
 
 /// An earlier attempt got as far as the rename; what is there must be the same segment, whole.
 fn same_segment(path: &Path, index: &SegmentIndex) -> Result<(), StoreError> {
-    let (found, expected) = (segment_file::verify(path)?.trailer.hash, index.trailer.hash);
+    let (found, expected) = (segment_file::verify(path)?.0.trailer.hash, index.trailer.hash);
     if found == expected {
         return Ok(());
     }
@@ -265,6 +313,14 @@ fn with_cause(error: &StoreError) -> String {
 fn corrupt(reason: impl Into<String>) -> Refusal {
     let hint = "nothing of it was kept; it is to be sent again, and made again if that does not help";
     Refusal::new(RefusalKind::Corrupt, reason, hint)
+}
+
+fn lacking(source: &SegmentSource, why: &str) -> Refusal {
+    let SegmentSource { group, sequence, .. } = source;
+    let reason =
+        format!("it refers to blocks of segment {sequence} of group '{group}' that are not here: {why}");
+    let hint = "nothing of it was kept; the source forgets these blocks and sends them whole";
+    Refusal::new(RefusalKind::Lacking, reason, hint)
 }
 
 fn diverged(reason: &str, head: Option<Position>) -> Refusal {

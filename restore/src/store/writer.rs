@@ -8,21 +8,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use journal_format::segment::SegmentIndex;
-use journal_format::{GroupName, Position, Timestamp};
-use transport::Heartbeat;
+use journal_format::segment::{SegmentIndex, SegmentSource};
+use journal_format::{GroupName, Hash, Position, Timestamp};
+use transport::{Heartbeat, PeerName};
 
 use super::attach::Timeline;
 use super::claim::Claim;
 use super::compare::HeadView;
 use super::disk::{Disk, LockMode};
 use super::{CATALOG_LOCK, WRITER_LOCK};
+use crate::blocks::BlockList;
+use crate::cache::Cache;
 use crate::catalog::Catalog;
 use crate::error::StoreError;
+use crate::frames::Frames;
 
 /// How long a start waits for commands that are bringing the catalog up to date.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
+/// Memory for decompressed frames that arriving differences are taken from, in bytes.
+const FRAME_CACHE_BYTES: u64 = 64 << 20;
+/// Block lists that are open at once: each is a file.
+const OPEN_BLOCK_LISTS: u64 = 256;
 
 /// Limits of a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,6 +45,9 @@ pub struct StoreWriter {
 
 pub(super) struct Shared {
     pub(super) disk: Disk,
+    /// For what arrives and refers to what is here.
+    pub(super) frames: Frames,
+    pub(super) block_lists: Cache<Hash, BlockList>,
     options: WriterOptions,
     catalog: Mutex<Catalog>,
     groups: Mutex<BTreeMap<GroupName, Arc<Group>>>,
@@ -50,6 +60,8 @@ pub(super) struct Shared {
 pub(super) struct Group {
     pub(super) name: GroupName,
     pub(super) state: Mutex<GroupState>,
+    /// Who writes, as the claim says; asked for by other groups, which must not wait for the state.
+    pub(super) writer: Mutex<Option<PeerName>>,
     pub(super) head_view: Mutex<Option<HeadView>>,
     pub(super) received_bytes: AtomicU64,
     pub(super) received_again_bytes: AtomicU64,
@@ -75,10 +87,12 @@ pub(super) struct GroupState {
     catalog_behind: bool,
 }
 
-/// A verified, durable segment that is not attached yet. Its file is removed with it.
+/// A durable segment of which every byte is verified, and which is not attached yet. Its file is removed with it.
 pub(super) struct Arrived {
-    /// Without frames and extents, which the catalog does not need.
+    /// Without its tables, which the catalog does not need.
     pub(super) index: SegmentIndex,
+    /// Whether what it refers to is verified, too. That may have to wait for the segments before it.
+    pub(super) resolved: bool,
     pub(super) part: Part,
 }
 
@@ -110,6 +124,8 @@ impl StoreWriter {
         drop(alone);
         let used_bytes = AtomicU64::new(disk.used_bytes()?);
         let shared = Shared {
+            frames: Frames::new(disk.clone(), FRAME_CACHE_BYTES),
+            block_lists: Cache::new(OPEN_BLOCK_LISTS),
             disk,
             options,
             catalog: Mutex::new(catalog),
@@ -183,6 +199,20 @@ impl Shared {
         crate::segment_file::read_index(&path).map(|index| index.position() == *position)
     }
 
+    /// Whether a segment of `group` may refer to one of another group: that is attached, and is the seed of this one or written by the same source.
+    pub(super) fn may_refer(&self, group: &Group, segment: &SegmentSource) -> Result<bool, StoreError> {
+        let of_seed = group.name.seed().as_ref() == Some(&segment.group);
+        let same_writer = || {
+            let writers = self.group(&segment.group).and_then(|other| other.writer()).zip(group.writer());
+            writers.is_some_and(|(other, writer)| other == writer)
+        };
+        let row = self.catalog().segment(&segment.group, segment.sequence)?;
+        let attached = row.is_some_and(|row| {
+            (row.position.generation, row.position.hash) == (segment.generation, segment.hash)
+        });
+        Ok(attached && (of_seed || same_writer()))
+    }
+
     /// Reserves space for a segment and begins its file; `None` if the store's limit does not allow it.
     pub(super) fn begin_part(
         self: &Arc<Self>,
@@ -227,9 +257,11 @@ impl Shared {
 
 impl Group {
     fn new(name: &GroupName, head: Option<Position>, claim: Claim) -> Arc<Group> {
+        let writer = Mutex::new(claim.writer().cloned());
         let state = GroupState { timeline: Timeline::new(head), claim, catalog_behind: false };
         Arc::new(Group {
             name: name.clone(),
+            writer,
             state: Mutex::new(state),
             head_view: Mutex::default(),
             received_bytes: AtomicU64::new(0),
@@ -238,12 +270,21 @@ impl Group {
         })
     }
 
+    pub(super) fn writer(&self) -> Option<PeerName> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(super) fn state(&self) -> MutexGuard<'_, GroupState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Part {
+    /// Its file.
+    pub(super) fn path(&self) -> &Path {
+        self.path.as_deref().unwrap_or(Path::new(""))
+    }
+
     /// Gives the segment its name; the space stays reserved for good.
     pub(super) fn publish(mut self, to: &Path) -> Result<(), StoreError> {
         if let Some(path) = &self.path {

@@ -66,22 +66,21 @@ impl MapBuilder {
         self.limit_sectors = self.limit_sectors.min(size_bytes / SECTOR_BYTES);
     }
 
-    /// Adds those sectors of an extent that nothing newer covers. `frame_number` is asked for the number of the extent's
-    /// frame if any of it is visible.
-    pub(super) fn add(&mut self, extent: &Extent, mut frame_number: impl FnMut(u32) -> u32) {
+    /// Adds those sectors of an extent that nothing newer covers. `place` is asked for the number of the extent's
+    /// frame and the offset in it in bytes if any of it is visible; it answers nothing for zeroes.
+    pub(super) fn add(
+        &mut self,
+        extent: &Extent,
+        mut place: impl FnMut(ExtentContent) -> Option<(u32, u32)>,
+    ) {
         let start = extent.offset / SECTOR_BYTES;
         let end = (extent.end() / SECTOR_BYTES).min(self.limit_sectors);
         if start >= end {
             return;
         }
         for (from, to) in self.gaps(start, end) {
-            let source = match extent.content {
-                ExtentContent::Zero => None,
-                ExtentContent::Frame { frame, offset } => {
-                    let sector = u64::from(offset) / SECTOR_BYTES + (from - start);
-                    Some((frame_number(frame), sector as u32))
-                }
-            };
+            let source = place(extent.content)
+                .map(|(frame, offset)| (frame, (u64::from(offset) / SECTOR_BYTES + (from - start)) as u32));
             self.covers.insert(from, Cover { end: to, source });
         }
     }

@@ -12,7 +12,11 @@ fn zero(sector: u64, sectors: u64) -> Extent {
 /// Extents newest first; the answer has start, sectors, frame and sector in the frame.
 fn check(size_sectors: u64, extents: &[Extent], expected: &[(u64, u32, u32, u32)]) -> VolumeMap {
     let mut builder = MapBuilder::new(size_sectors * 512);
-    extents.iter().for_each(|extent| builder.add(extent, |frame| frame));
+    let place = |content| match content {
+        ExtentContent::Frame { frame, offset } => Some((frame, offset)),
+        _ => None,
+    };
+    extents.iter().for_each(|extent| builder.add(extent, place));
     let map = builder.finish();
     let found: Vec<_> = map
         .pieces()

@@ -1,0 +1,198 @@
+//! Reading blocks of segments: frames are read, verified and decompressed, and differences are followed down to the blocks that they are
+//! taken from. Memory: the tables of the segments that were read last, and decompressed frames; both have limits.
+
+use std::sync::Arc;
+
+use journal_format::segment::{BlockPlace, FrameEntry, FrameKind, SegmentSource, apply_difference};
+use journal_format::{BLOCK_BYTES, FormatError, Hash};
+
+use crate::cache::Cache;
+use crate::error::StoreError;
+use crate::segment_file;
+use crate::store::disk::Disk;
+
+/// Memory for the tables of segments, in bytes: about 25 KiB for a segment of 64 MiB.
+const TABLES_BYTES_MAX: u64 = 64 << 20;
+/// Steps from a difference to the plain block under it, at most.
+pub(crate) const DIFFERENCE_STEPS_MAX: u8 = 4;
+const BLOCK: usize = BLOCK_BYTES as usize;
+
+/// What of a segment's index is needed to read its blocks.
+pub(crate) struct FrameTable {
+    /// The segment.
+    pub(crate) segment: SegmentSource,
+    pub(crate) frames: Vec<FrameEntry>,
+    pub(crate) sources: Vec<SegmentSource>,
+    pub(crate) bases: Vec<BlockPlace>,
+}
+
+impl FrameTable {
+    fn bytes(&self) -> u64 {
+        let bytes = self.frames.len() * size_of::<FrameEntry>()
+            + self.sources.len() * size_of::<SegmentSource>()
+            + self.bases.len() * size_of::<BlockPlace>();
+        bytes as u64
+    }
+
+    /// The base of a block of a difference frame.
+    fn base(&self, first_base: u32, block: usize) -> (&SegmentSource, BlockPlace) {
+        // The index was checked: there is a base for each block, and its source is listed.
+        let place = self.bases[first_base as usize + block];
+        (&self.sources[place.source as usize], place)
+    }
+}
+
+/// Reads blocks of the segments in a store; used by many threads at once.
+pub(crate) struct Frames {
+    disk: Disk,
+    tables: Cache<Hash, FrameTable>,
+    raw: Cache<(Hash, u32), Vec<u8>>,
+}
+
+impl Frames {
+    /// `cache_bytes_max` limits the memory for decompressed frames.
+    pub(crate) fn new(disk: Disk, cache_bytes_max: u64) -> Self {
+        Frames { disk, tables: Cache::new(TABLES_BYTES_MAX), raw: Cache::new(cache_bytes_max) }
+    }
+
+    /// The table of a segment, which must be the one with this hash.
+    pub(crate) fn table(&self, segment: &SegmentSource) -> Result<Arc<FrameTable>, StoreError> {
+        if let Some(table) = self.tables.get(&segment.hash) {
+            return Ok(table);
+        }
+        let path = self.disk.segment_path(&segment.group, segment.generation, segment.sequence);
+        let index = segment_file::read_index(&path)?;
+        let (expected, actual) = (segment.hash, index.trailer.hash);
+        if expected != actual {
+            return Err(StoreError::OtherSegment { path, expected, actual });
+        }
+        let (frames, sources, bases) = (index.frames, index.sources, index.bases);
+        let table = Arc::new(FrameTable { segment: segment.clone(), frames, sources, bases });
+        self.tables.put(segment.hash, &table, table.bytes());
+        Ok(table)
+    }
+
+    /// Reads `buffer` from `offset` of a frame on.
+    pub(crate) fn read(
+        &self,
+        table: &FrameTable,
+        frame: u32,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), StoreError> {
+        self.read_below(table, frame, offset, buffer, 0)
+    }
+
+    fn read_below(
+        &self,
+        table: &FrameTable,
+        frame: u32,
+        offset: u64,
+        buffer: &mut [u8],
+        steps: u8,
+    ) -> Result<(), StoreError> {
+        let entry = self.entry(table, frame)?;
+        let raw = self.raw(table, frame, entry)?;
+        let from = usize::try_from(offset).ok().filter(|from| from.saturating_add(buffer.len()) <= raw.len());
+        let from = from.ok_or_else(|| self.broken(table, "a reference lies outside its frame"))?;
+        buffer.copy_from_slice(&raw[from..from + buffer.len()]);
+        match entry.kind {
+            FrameKind::Plain => Ok(()),
+            FrameKind::Difference { first_base, .. } => {
+                self.apply_bases(table, first_base, from, buffer, steps + 1)
+            }
+        }
+    }
+
+    /// Turns differences, which begin at byte `from` of their frame, into what they stand for.
+    fn apply_bases(
+        &self,
+        table: &FrameTable,
+        first_base: u32,
+        from: usize,
+        differences: &mut [u8],
+        steps: u8,
+    ) -> Result<(), StoreError> {
+        if steps > DIFFERENCE_STEPS_MAX {
+            return Err(self.broken(table, "a block is taken from too many differences"));
+        }
+        let mut base = [0; BLOCK];
+        let mut at = 0;
+        while at < differences.len() {
+            let (block, skipped) = ((from + at) / BLOCK, (from + at) % BLOCK);
+            let length = (BLOCK - skipped).min(differences.len() - at);
+            let (source, place) = table.base(first_base, block);
+            let start = u64::from(place.offset) + skipped as u64;
+            self.read_below(&*self.table(source)?, place.frame, start, &mut base[..length], steps)?;
+            apply_difference(&mut differences[at..at + length], &base[..length]);
+            at += length;
+        }
+        Ok(())
+    }
+
+    /// Turns the decompressed bytes of a difference frame into what they stand for.
+    pub(crate) fn apply(
+        &self,
+        table: &FrameTable,
+        first_base: u32,
+        raw: &mut [u8],
+    ) -> Result<(), StoreError> {
+        self.apply_bases(table, first_base, 0, raw, 1)
+    }
+
+    /// Reads like [`Frames::read`] if that needs no disk and no decompression; tells whether it did.
+    pub(crate) fn try_read(
+        &self,
+        segment: &SegmentSource,
+        frame: u32,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> bool {
+        let plain = self.tables.get(&segment.hash).filter(|table| {
+            table.frames.get(frame as usize).is_some_and(|entry| entry.kind == FrameKind::Plain)
+        });
+        let Some(raw) = plain.and_then(|_| self.raw.get(&(segment.hash, frame))) else { return false };
+        let bytes = usize::try_from(offset).ok().and_then(|from| raw.get(from..from + buffer.len()));
+        bytes.map(|bytes| buffer.copy_from_slice(bytes)).is_some()
+    }
+
+    /// A frame that holds the bytes themselves, whole and without being kept; `None` if it is a difference.
+    pub(crate) fn whole(&self, table: &FrameTable, frame: u32) -> Result<Option<Vec<u8>>, StoreError> {
+        let entry = self.entry(table, frame)?;
+        if entry.kind != FrameKind::Plain {
+            return Ok(None);
+        }
+        self.read_raw(table, entry).map(Some)
+    }
+
+    fn entry<'a>(&self, table: &'a FrameTable, frame: u32) -> Result<&'a FrameEntry, StoreError> {
+        table
+            .frames
+            .get(frame as usize)
+            .ok_or_else(|| self.broken(table, "a reference names a frame that is not there"))
+    }
+
+    fn raw(&self, table: &FrameTable, frame: u32, entry: &FrameEntry) -> Result<Arc<Vec<u8>>, StoreError> {
+        let key = (table.segment.hash, frame);
+        if let Some(raw) = self.raw.get(&key) {
+            return Ok(raw);
+        }
+        let raw = Arc::new(self.read_raw(table, entry)?);
+        self.raw.put(key, &raw, raw.len() as u64);
+        Ok(raw)
+    }
+
+    fn read_raw(&self, table: &FrameTable, entry: &FrameEntry) -> Result<Vec<u8>, StoreError> {
+        segment_file::read_frame(&self.path(table), entry)
+    }
+
+    fn path(&self, table: &FrameTable) -> std::path::PathBuf {
+        let SegmentSource { group, generation, sequence, .. } = &table.segment;
+        self.disk.segment_path(group, *generation, *sequence)
+    }
+
+    fn broken(&self, table: &FrameTable, rule: &'static str) -> StoreError {
+        let source = FormatError::Rule { part: "the segment's table of references", rule };
+        StoreError::Damaged { path: self.path(table), source }
+    }
+}

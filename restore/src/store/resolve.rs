@@ -1,0 +1,191 @@
+//! What an arriving segment refers to: checked against the block lists of its sources before the segment is taken.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use journal_format::segment::{
+    BlockPlace, ExtentContent, FrameEntry, FrameKind, SegmentIndex, SegmentSource, block_hashes,
+    combined_hash,
+};
+use journal_format::{BLOCK_BYTES, Hash, with_causes};
+
+use super::writer::{Group, Shared};
+use crate::blocks::{self, BlockList, FrameBlocks};
+use crate::error::StoreError;
+use crate::frames::{DIFFERENCE_STEPS_MAX, FrameTable, Frames};
+use crate::parallel::in_parallel;
+use crate::segment_file;
+
+/// Why a segment's references do not hold.
+#[derive(Debug)]
+pub(super) enum Unresolved {
+    /// The store lacks what is referred to, in this source.
+    Lacks(SegmentSource, String),
+    /// The store cannot be read.
+    Store(StoreError),
+}
+
+impl From<StoreError> for Unresolved {
+    fn from(error: StoreError) -> Self {
+        Unresolved::Store(error)
+    }
+}
+
+/// A source with what is needed to check references to it.
+struct Source {
+    segment: SegmentSource,
+    list: Arc<BlockList>,
+}
+
+impl Source {
+    /// So many blocks at a place.
+    fn blocks(&self, place: BlockPlace, count: usize) -> Result<FrameBlocks, Unresolved> {
+        let found = self.list.read(place.frame, place.offset.into(), count);
+        match found {
+            Ok(Some(blocks)) => Ok(blocks),
+            Ok(None) => Err(self.lacks("it has no such blocks")),
+            Err(error) => Err(self.lacks(&format!("its block list cannot be read: {error}"))),
+        }
+    }
+
+    fn lacks(&self, why: &str) -> Unresolved {
+        Unresolved::Lacks(self.segment.clone(), why.to_owned())
+    }
+}
+
+/// Checks everything that the segment at `path` refers to, of which all bytes are verified already; `hashes` are those of its frames' blocks.
+/// Answers its own blocks.
+pub(super) fn resolve(
+    shared: &Shared,
+    group: &Group,
+    path: &Path,
+    index: &SegmentIndex,
+    hashes: Vec<Vec<Hash>>,
+) -> Result<Vec<FrameBlocks>, Unresolved> {
+    let sources = index.sources.iter().map(|source| open_source(shared, group, source));
+    let sources = sources.collect::<Result<Vec<_>, _>>()?;
+    for extent in &index.extents {
+        let ExtentContent::Reference(number) = extent.content else { continue };
+        let reference = index.references[number as usize];
+        let source = &sources[reference.place.source as usize];
+        let blocks = source.blocks(reference.place, (extent.length / BLOCK_BYTES) as usize)?;
+        if combined_hash(&blocks.hashes) != reference.hash {
+            return Err(source.lacks("its blocks have other hashes"));
+        }
+    }
+    let table = table_of(index);
+    own_blocks(&shared.frames, &table, path, hashes, |first_base, count, bases_hash| {
+        let bases = &index.bases[first_base as usize..][..count];
+        let mut found = FrameBlocks::default();
+        for base in bases {
+            let block = sources[base.source as usize].blocks(*base, 1)?;
+            found.hashes.extend(block.hashes);
+            found.steps.extend(block.steps);
+        }
+        let first = bases.first().map_or(0, |base| base.source);
+        if combined_hash(&found.hashes) != bases_hash {
+            return Err(
+                sources[first as usize].lacks("blocks that differences are taken from have other hashes")
+            );
+        }
+        Ok(found.steps)
+    })
+}
+
+/// The blocks of a segment. `steps_of` answers, for the bases of a difference frame, how many differences are below each.
+fn own_blocks<E: From<StoreError> + Send>(
+    frames: &Frames,
+    table: &FrameTable,
+    path: &Path,
+    hashes: Vec<Vec<Hash>>,
+    steps_of: impl Fn(u32, usize, Hash) -> Result<Vec<u8>, E> + Sync,
+) -> Result<Vec<FrameBlocks>, E> {
+    in_parallel(table.frames.len(), |number| {
+        let entry: &FrameEntry = &table.frames[number];
+        let FrameKind::Difference { first_base, bases_hash } = entry.kind else {
+            return Ok(FrameBlocks { steps: vec![0; hashes[number].len()], hashes: hashes[number].clone() });
+        };
+        let mut steps = steps_of(first_base, entry.blocks(), bases_hash)?;
+        steps.iter_mut().for_each(|steps| *steps += 1);
+        if let Some(&too_many) = steps.iter().find(|&&steps| steps > DIFFERENCE_STEPS_MAX) {
+            let rule = "a block is taken from too many differences";
+            tracing::warn!(path = %path.display(), too_many, rule);
+            let source = journal_format::FormatError::Rule { part: "the segment's frame table", rule };
+            return Err(StoreError::Damaged { path: path.to_owned(), source }.into());
+        }
+        let mut raw = segment_file::read_frame(path, entry)?;
+        frames.apply(table, first_base, &mut raw)?;
+        Ok(FrameBlocks { hashes: block_hashes(&raw), steps })
+    })
+}
+
+pub(super) fn source_of(index: &SegmentIndex) -> SegmentSource {
+    SegmentSource {
+        group: index.header.group.clone(),
+        generation: index.header.generation,
+        sequence: index.header.sequence,
+        hash: index.trailer.hash,
+    }
+}
+
+fn table_of(index: &SegmentIndex) -> FrameTable {
+    FrameTable {
+        segment: source_of(index),
+        frames: index.frames.clone(),
+        sources: index.sources.clone(),
+        bases: index.bases.clone(),
+    }
+}
+
+fn open_source(shared: &Shared, group: &Group, segment: &SegmentSource) -> Result<Source, Unresolved> {
+    let lacks = |why: String| Unresolved::Lacks(segment.clone(), why);
+    // Within the chain a source comes before what refers to it. Of another group it must be attached for good, and sent by the same peer.
+    if segment.group != group.name && !shared.may_refer(group, segment)? {
+        return Err(lacks("no such segment of this source is stored".to_owned()));
+    }
+    let table = shared.frames.table(segment).map_err(|error| lacks(with_causes(&error)))?;
+    let list = block_list(shared, &table).map_err(|error| lacks(with_causes(&error)))?;
+    Ok(Source { segment: segment.clone(), list })
+}
+
+/// The block list of a stored segment, made if it is not there.
+pub(super) fn block_list(shared: &Shared, table: &FrameTable) -> Result<Arc<BlockList>, StoreError> {
+    let segment = &table.segment;
+    if let Some(list) = shared.block_lists.get(&segment.hash) {
+        return Ok(list);
+    }
+    let path = shared.disk.block_list_path(&segment.group, segment.generation, segment.sequence);
+    let list = match BlockList::open(&path, table)? {
+        Some(list) => list,
+        None => {
+            make_block_list(shared, table, &path)?;
+            let missing = || StoreError::Io {
+                action: "read",
+                path: path.clone(),
+                source: std::io::ErrorKind::NotFound.into(),
+            };
+            BlockList::open(&path, table)?.ok_or_else(missing)?
+        }
+    };
+    let list = Arc::new(list);
+    shared.block_lists.put(segment.hash, &list, 1);
+    Ok(list)
+}
+
+fn make_block_list(shared: &Shared, table: &FrameTable, to: &Path) -> Result<(), StoreError> {
+    let segment = &table.segment;
+    let path = shared.disk.segment_path(&segment.group, segment.generation, segment.sequence);
+    let (_, hashes) = segment_file::verify(&path)?;
+    let blocks = own_blocks(&shared.frames, table, &path, hashes, |first_base, count, _| {
+        let steps = |block: usize| {
+            let place = table.bases[first_base as usize + block];
+            let source = shared.frames.table(&table.sources[place.source as usize])?;
+            let list = block_list(shared, &source)?;
+            let found = list.read(place.frame, place.offset.into(), 1).ok().flatten();
+            // The bytes were checked when the segment was taken; only the number of steps is asked for.
+            Ok::<_, StoreError>(found.map_or(DIFFERENCE_STEPS_MAX - 1, |blocks| blocks.steps[0]))
+        };
+        (0..count).map(steps).collect()
+    })?;
+    blocks::write(to, &segment.hash, &blocks)
+}
