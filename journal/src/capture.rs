@@ -32,7 +32,11 @@ pub(crate) use self::resync::{WatchTicket, pieces};
 use crate::extent_map::{ExtentMap, Source};
 use crate::faults::{self, Bug};
 use crate::intent::IntentMaps;
+use crate::previous::{Previous, PreviousBlocks, PreviousBudget};
 use crate::regions::{REGION_BYTES, RegionSet, regions_of};
+
+/// Previous content of blocks may take this part of the budget, as long as half of it is free.
+const PREVIOUS_SHARE: u64 = 4;
 
 /// What a request does to a range.
 #[derive(Clone, Debug)]
@@ -137,6 +141,7 @@ impl VolumeState {
 
 struct Volume {
     size_bytes: u64,
+    previous: Previous,
     state: Mutex<VolumeState>,
     released: Condvar,
 }
@@ -146,6 +151,8 @@ struct Volume {
 pub(crate) struct EpochChanges {
     pub(crate) epoch: Epoch,
     pub(crate) volumes: Vec<ExtentMap>,
+    /// For each volume what blocks held before.
+    pub(crate) previous: Vec<PreviousBlocks>,
     /// Bytes that the guest wrote, those written twice counted twice.
     pub(crate) written_bytes: u64,
     /// Whether nothing was dirty in the volumes that points hold: their state at the end of the epoch is known in full.
@@ -177,6 +184,7 @@ pub struct Capture {
     volumes: Vec<Volume>,
     intents: Arc<IntentMaps>,
     budget_bytes: u64,
+    previous_budget: PreviousBudget,
     held_bytes: AtomicU64,
     dropped_bytes: AtomicU64,
     /// Payload of the open epoch was dropped.
@@ -194,6 +202,7 @@ impl Capture {
     ) -> Self {
         let volume = |(number, &size_bytes): (usize, &u64)| Volume {
             size_bytes,
+            previous: Previous::new(),
             state: Mutex::new(VolumeState {
                 joining: false,
                 epoch,
@@ -215,6 +224,7 @@ impl Capture {
             volumes: sizes_bytes.iter().enumerate().map(volume).collect(),
             intents,
             budget_bytes,
+            previous_budget: PreviousBudget::new(budget_bytes / PREVIOUS_SHARE),
             held_bytes: AtomicU64::new(0),
             dropped_bytes: AtomicU64::new(0),
             overloaded: AtomicBool::new(false),
@@ -286,9 +296,15 @@ impl Capture {
         let complete = states.iter().all(|state| state.is_whole()) || faults::planted(Bug::PointWhileDirty);
         let joining = states.iter().map(|state| state.joining).collect();
         let overloaded = self.overloaded.swap(false, Ordering::Relaxed);
-        let given_up = Vec::new();
-        let mut changes =
-            EpochChanges { epoch, volumes: Vec::new(), written_bytes: 0, complete, joining, given_up };
+        let mut changes = EpochChanges {
+            epoch,
+            volumes: Vec::new(),
+            previous: self.volumes.iter().map(|volume| volume.previous.take()).collect(),
+            written_bytes: 0,
+            complete,
+            joining,
+            given_up: Vec::new(),
+        };
         for state in &mut states {
             if overloaded {
                 state.give_up_dirty();
@@ -319,8 +335,23 @@ impl Capture {
     }
 
     /// Gives back the memory of changes that are sealed or dropped.
-    pub(crate) fn release_memory(&self, payload_bytes: u64) {
+    pub(crate) fn release_memory(&self, payload_bytes: u64, previous: &[PreviousBlocks]) {
         self.held_bytes.fetch_sub(payload_bytes, Ordering::Relaxed);
+        self.previous_budget.release(previous);
+    }
+
+    /// Looks at what a write is about to change, as far as `read` has it at hand: what is similar is kept for the sealing.
+    pub(crate) fn look_before(
+        &self,
+        volume: usize,
+        offset: u64,
+        payload: &Payload,
+        read: impl FnMut(u64, &mut [u8]) -> bool,
+    ) {
+        if self.held_bytes() > self.budget_bytes / 2 {
+            return;
+        }
+        self.volumes[volume].previous.look(offset, payload, &self.previous_budget, read);
     }
 
     /// Marks ranges whose captured changes were lost.
@@ -375,9 +406,9 @@ impl Capture {
         (0..self.volumes.len()).map(|volume| self.lock(volume).dirty.bytes()).sum()
     }
 
-    /// Payload held in memory, in bytes.
+    /// Payload and previous content held in memory, in bytes.
     pub(crate) fn held_bytes(&self) -> u64 {
-        self.held_bytes.load(Ordering::Relaxed)
+        self.held_bytes.load(Ordering::Relaxed) + self.previous_budget.held_bytes()
     }
 
     /// Limit of the payload held in memory, in bytes.

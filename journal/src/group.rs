@@ -32,7 +32,9 @@ use crate::compare::Comparer;
 use crate::error::JournalError;
 use crate::faults::{self, Bug};
 use crate::intent::{IntentMaps, MarkReplica, MarkedPage};
+use crate::known::KnownBlocks;
 use crate::leg::{Leg, LegGuard};
+use crate::seal::SealCounters;
 use crate::storage::Storage;
 
 /// Payload pinned beyond what is held, at which small payloads are copied, in bytes.
@@ -66,6 +68,8 @@ pub struct GroupSettings {
     pub journal_limit_bytes: u64,
     /// How segments are made.
     pub build: BuildOptions,
+    /// What the recovery site has; without it every block is carried whole.
+    pub known: Option<Arc<KnownBlocks>>,
     /// How long a write waits for its mark in the intent map at most.
     pub mark_patience: Duration,
     /// Bytes that a resync reads in a second at most; `None` for no limit.
@@ -155,6 +159,8 @@ pub struct Group {
     resync_rate_bytes: Option<u64>,
     definition: Option<GroupDefinition>,
     build: BuildOptions,
+    known: Option<Arc<KnownBlocks>>,
+    sealed: Mutex<SealCounters>,
     clock: Arc<dyn Clock>,
     arena: Arena,
     signal: Signal,
@@ -225,6 +231,8 @@ impl Group {
             resync_rate_bytes: settings.resync_rate_bytes,
             definition: settings.definition,
             build: settings.build,
+            known: settings.known,
+            sealed: Mutex::default(),
             clock,
             arena,
             signal: Signal::default(),

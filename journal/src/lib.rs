@@ -16,7 +16,9 @@ mod extent_map;
 pub mod faults;
 pub mod group;
 mod intent;
+mod known;
 mod leg;
+mod previous;
 mod regions;
 mod seal;
 #[cfg(test)]
@@ -34,8 +36,10 @@ pub use group::{
     SiteHead, StoredSegment, SweepStep, VolumeSettings,
 };
 pub use intent::{MARK_PATIENCE, MarkCounters, MarkReplica, MarkedPage, Tracking};
+pub use known::{KnownBlocks, LearntBlock};
 pub use leg::{FileLeg, Leg, LegStamp};
 pub use regions::REGION_BYTES;
+pub use seal::SealCounters;
 pub use standby::{Standby, StandbySegment, StandbySettings};
 pub use storage::{DirStorage, NewFile, Storage, UpdateFile};
 pub use tap::{TapVolume, leg_in_description};

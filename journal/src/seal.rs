@@ -1,23 +1,43 @@
 //! From an epoch's changes to segments in the journal.
+//!
+//! One thread decides, in the order of volume and offset, how each block is carried; all cores hash blocks before that and make frames behind it.
+//! What is under way at once is bounded: batches of pieces, which are borrowed, and frames.
 
+mod jobs;
+mod packer;
+mod pool;
+
+use std::collections::VecDeque;
 use std::io;
+use std::thread;
 
 use journal_format::definition::GroupDefinition;
-use journal_format::segment::{BuildOptions, Header, PointRecord, SegmentBuilder, SegmentMeta, VolumeRecord};
-use journal_format::{Epoch, Generation, GroupName, Hash, Sequence, Timestamp};
+use journal_format::segment::{BuildOptions, Header, PointRecord, SegmentMeta, VolumeRecord, block_pieces};
+use journal_format::{BLOCK_BYTES, Epoch, Generation, GroupName, Hash, Sequence, Timestamp};
 
+use self::jobs::{Done, Job, Piece};
+pub use self::packer::SealCounters;
+use self::packer::{Directory, Packed, PackedFrame, Packer, source_of};
+use self::pool::{Pool, Ticket, with_pool};
 use crate::capture::EpochChanges;
 use crate::chain::{StoredSegment, segment_name, storage_error};
 use crate::error::JournalError;
 use crate::faults;
+use crate::known::{KnownBlocks, LearntBlock};
 use crate::storage::{NewFile, Storage};
 
 /// Payload at which a part of an epoch is closed, in bytes before compression.
 const PART_PAYLOAD_BYTES: u64 = 64 << 20;
-/// Extents at which a part of an epoch is closed.
-const PART_EXTENTS: usize = 1 << 20;
+/// Size of the index at which a part of an epoch is closed, in bytes before compression.
+const PART_INDEX_BYTES: usize = 32 << 20;
 /// Finished bytes are written when there are so many of them.
 const WRITE_BYTES: usize = 256 << 10;
+/// Pieces that are hashed together: 1 MiB if they are whole blocks.
+const BATCH_PIECES: usize = 256;
+/// Changes of less than this are sealed on the caller's thread.
+const ALONE_BYTES: u64 = 1 << 20;
+/// Batches and frames that are under way, for each thread.
+const AHEAD: usize = 2;
 
 /// What the segments of one epoch have in common.
 pub(crate) struct SealRequest<'a> {
@@ -30,6 +50,8 @@ pub(crate) struct SealRequest<'a> {
     pub(crate) point: Option<PointRecord>,
     pub(crate) definition: Option<&'a GroupDefinition>,
     pub(crate) options: BuildOptions,
+    /// What the recovery site has.
+    pub(crate) known: Option<&'a KnownBlocks>,
 }
 
 /// Makes the segments that carry `changes`, and hands each to `keep` when it is durable, before the next is begun. They continue
@@ -42,26 +64,142 @@ pub(crate) fn seal(
     changes: &EpochChanges,
     next: (Sequence, Hash),
     storage: &dyn Storage,
-    mut keep: impl FnMut(StoredSegment) -> Result<(), JournalError>,
+    keep: impl FnMut(StoredSegment) -> Result<(), JournalError>,
     check_room: &CheckRoom<'_>,
-) -> Result<(), JournalError> {
-    let begin = |next, number| Part::begin(request, storage, check_room, next, number);
-    let mut part = begin(next, 0)?;
-    for (volume, map) in changes.volumes.iter().enumerate() {
-        for range in map.ranges() {
-            if part.is_full() {
-                let (number, stored) = (part.number, part.finish(false)?);
-                keep(stored)?;
-                part = begin((stored.position.sequence.next(), stored.position.hash), number + 1)?;
+) -> Result<SealCounters, JournalError> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let helpers = if changes.payload_bytes() < ALONE_BYTES { 0 } else { cores - 1 };
+    let level = request.options.level;
+    with_pool(
+        helpers,
+        || jobs::worker(level),
+        |pool| {
+            let place = Place { request, storage, check_room };
+            let ahead = (helpers + 1) * AHEAD;
+            let part = Some(Part::begin(&place, next, 0)?);
+            let sealing = Sealing {
+                place,
+                pool,
+                ahead,
+                part,
+                frames: VecDeque::new(),
+                keep,
+                counters: SealCounters::default(),
+            };
+            sealing.run(changes)
+        },
+    )
+}
+
+/// The changes in pieces, in the order of volume and offset.
+fn pieces(changes: &EpochChanges) -> impl Iterator<Item = Piece<'_>> {
+    changes.volumes.iter().enumerate().flat_map(move |(number, map)| {
+        let (volume, previous) = (number as u16, changes.previous.get(number));
+        map.ranges().flat_map(move |range| {
+            let zeroes = range.data.is_none().then_some(Piece {
+                volume,
+                offset: range.offset,
+                length: range.length,
+                data: None,
+                previous: None,
+            });
+            let pieces =
+                block_pieces(range.offset, range.data.unwrap_or_default()).map(move |(offset, data)| {
+                    let previous = previous.and_then(|blocks| blocks.get(&(offset / BLOCK_BYTES)));
+                    let previous = previous.map(|block| &block[..]);
+                    Piece { volume, offset, length: data.len() as u64, data: Some(data), previous }
+                });
+            zeroes.into_iter().chain(pieces)
+        })
+    })
+}
+
+/// An epoch on its way into segments.
+struct Sealing<'a, 'p, 's, W, K> {
+    place: Place<'a>,
+    pool: &'p mut Pool<'s, Job<'a>, Done<'a>, W>,
+    ahead: usize,
+    /// Absent only while one part follows the other.
+    part: Option<Part<'a>>,
+    /// Frames that are being made, in their order in the segment.
+    frames: VecDeque<(Ticket, PackedFrame)>,
+    keep: K,
+    counters: SealCounters,
+}
+
+impl<'a, W, K> Sealing<'a, '_, '_, W, K>
+where
+    W: FnMut(Job<'a>) -> Done<'a>,
+    K: FnMut(StoredSegment) -> Result<(), JournalError>,
+{
+    fn run(mut self, changes: &'a EpochChanges) -> Result<SealCounters, JournalError> {
+        let mut pieces = pieces(changes).peekable();
+        let mut looking = VecDeque::new();
+        loop {
+            while looking.len() < self.ahead && pieces.peek().is_some() {
+                let batch = pieces.by_ref().take(BATCH_PIECES).collect();
+                looking.push_back(self.pool.submit(Job::Look(batch)));
             }
-            match range.data {
-                Some(data) => part.builder.add_data(volume as u16, range.offset, data),
-                None => part.builder.add_zero(volume as u16, range.offset, range.length),
+            let Some(ticket) = looking.pop_front() else { break };
+            let Done::Looked(looked) = self.pool.take(&ticket) else {
+                unreachable!("a look is answered by one")
+            };
+            for (piece, content) in looked {
+                if self.part().is_full() {
+                    let (stored, number) = self.finish_part(false)?;
+                    let next = (stored.position.sequence.next(), stored.position.hash);
+                    self.part = Some(Part::begin(&self.place, next, number + 1)?);
+                }
+                if let Some(packed) = self.part().packer.add(&piece, content) {
+                    self.submit(packed)?;
+                }
             }
-            part.write_finished()?;
         }
+        self.finish_part(true)?;
+        Ok(self.counters)
     }
-    keep(part.finish(true)?)
+
+    fn part(&mut self) -> &mut Part<'a> {
+        self.part.as_mut().expect("there is a part until the last is finished")
+    }
+
+    /// Brings all that was packed into the part, finishes it and hands it on. Answers it with its number.
+    fn finish_part(&mut self, last: bool) -> Result<(StoredSegment, u16), JournalError> {
+        for packed in self.part().packer.end() {
+            self.submit(packed)?;
+        }
+        while !self.frames.is_empty() {
+            self.take_frame()?;
+        }
+        let part = self.part.take().expect("there is a part until the last is finished");
+        let number = part.number;
+        self.counters += part.packer.counters();
+        let (stored, learnt) = part.finish(last)?;
+        (self.keep)(stored)?;
+        if let Some(known) = self.place.request.known {
+            known.learn(&source_of(self.place.request.group, &stored.position), learnt);
+        }
+        Ok((stored, number))
+    }
+
+    fn submit(&mut self, packed: Packed<'a>) -> Result<(), JournalError> {
+        let ticket = self.pool.submit(Job::Encode(packed.job));
+        self.frames.push_back((ticket, packed.ticket));
+        while self.frames.len() > self.ahead {
+            self.take_frame()?;
+        }
+        Ok(())
+    }
+
+    fn take_frame(&mut self) -> Result<(), JournalError> {
+        let Some((ticket, frame)) = self.frames.pop_front() else { return Ok(()) };
+        let Done::Encoded(encoded) = self.pool.take(&ticket) else {
+            unreachable!("a frame is answered by one")
+        };
+        let part = self.part();
+        part.packer.push(frame, &encoded);
+        part.write_finished()
+    }
 }
 
 /// The zstd level to seal at, of at most `level`, while so much of the payload's budget is in use. A guest that writes faster than is sealed
@@ -77,54 +215,62 @@ pub(crate) fn level_under_pressure(level: i32, held_bytes: u64, budget_bytes: u6
 /// Says whether the journal has room for a segment of so many bytes.
 pub(crate) type CheckRoom<'a> = dyn Fn(u64) -> Result<(), JournalError> + 'a;
 
+/// Where segments go.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    request: &'a SealRequest<'a>,
+    storage: &'a dyn Storage,
+    check_room: &'a CheckRoom<'a>,
+}
+
 /// A segment that is being written.
 struct Part<'a> {
-    request: &'a SealRequest<'a>,
-    check_room: &'a CheckRoom<'a>,
+    place: Place<'a>,
     number: u16,
     next: (Sequence, Hash),
-    builder: SegmentBuilder,
+    packer: Packer<'a>,
     file: Box<dyn NewFile>,
 }
 
 impl<'a> Part<'a> {
-    fn begin(
-        request: &'a SealRequest<'a>,
-        storage: &'a dyn Storage,
-        check_room: &'a CheckRoom<'a>,
-        next: (Sequence, Hash),
-        number: u16,
-    ) -> Result<Self, JournalError> {
+    fn begin(place: &Place<'a>, next: (Sequence, Hash), number: u16) -> Result<Self, JournalError> {
         faults::step("seal.begun");
+        let Place { request, storage, .. } = *place;
         let file = storage.create(&segment_name(next.0)).map_err(|error| failed(request, next.0, error))?;
-        Ok(Part { request, check_room, number, next, builder: SegmentBuilder::new(request.options), file })
+        let directory = request.known.map(|known| Directory { known, group: request.group, next: next.0 });
+        let packer = Packer::new(request.options.frame_bytes, directory);
+        Ok(Part { place: *place, number, next, packer, file })
     }
 
-    fn is_full(&self) -> bool {
-        self.builder.payload_bytes() >= PART_PAYLOAD_BYTES || self.builder.extent_count() >= PART_EXTENTS
+    fn is_full(&mut self) -> bool {
+        self.packer.payload_bytes() >= PART_PAYLOAD_BYTES
+            || self.packer.writer().index_raw_bytes() >= PART_INDEX_BYTES
     }
 
     /// Writes what is finished, if it is worth it, while it is still in the CPU's cache.
     fn write_finished(&mut self) -> Result<(), JournalError> {
-        if self.builder.finished().len() < WRITE_BYTES {
+        let writer = self.packer.writer();
+        if writer.finished().len() < WRITE_BYTES {
             return Ok(());
         }
-        (self.check_room)(self.builder.stored_bytes())?;
-        let written = self.file.append(self.builder.finished());
-        written.map_err(|error| failed(self.request, self.next.0, error))?;
-        self.builder.take_finished();
+        (self.place.check_room)(writer.stored_bytes())?;
+        let written = self.file.append(writer.finished());
+        written.map_err(|error| failed(self.place.request, self.next.0, error))?;
+        writer.take_finished();
         Ok(())
     }
 
-    fn finish(mut self, last: bool) -> Result<StoredSegment, JournalError> {
-        let header = header(self.request, self.next, self.number, !last);
-        let tail = self.builder.finish_tail(&header, &meta(self.request, self.number, last));
-        (self.check_room)(tail.size_bytes)?;
+    fn finish(mut self, last: bool) -> Result<(StoredSegment, Vec<LearntBlock>), JournalError> {
+        let request = self.place.request;
+        let header = header(request, self.next, self.number, !last);
+        let (writer, learnt) = self.packer.into_parts();
+        let tail = writer.finish_tail(&header, &meta(request, self.number, last));
+        (self.place.check_room)(tail.size_bytes)?;
         let written = self.file.append(&tail.bytes).and_then(|()| self.file.finish(&tail.header));
-        written.map_err(|error| failed(self.request, self.next.0, error))?;
+        written.map_err(|error| failed(request, self.next.0, error))?;
         faults::step("seal.durable");
         let (position, parent, size_bytes) = (tail.position, tail.parent, tail.size_bytes);
-        Ok(StoredSegment { position, parent, size_bytes, more_parts: !last })
+        Ok((StoredSegment { position, parent, size_bytes, more_parts: !last }, learnt))
     }
 }
 

@@ -4,6 +4,7 @@ mod active;
 mod compare;
 mod confirmed;
 mod cutter;
+mod learn;
 mod listeners;
 mod lock;
 mod member;
@@ -17,7 +18,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use journal::{Clock, SystemClock};
+use journal::{Clock, KnownBlocks, SystemClock};
+use journal_format::BLOCK_BYTES;
 use journal_nbd::Listener;
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -46,6 +48,8 @@ struct Host {
     /// It has been the standby until now: nobody stands by for it yet.
     took_over: bool,
     clock: Arc<dyn Clock>,
+    /// What the site has; `None` if nothing is to be known of it, or the index cannot be used.
+    known: Option<Arc<KnownBlocks>>,
     signals: Signals,
     hangup: Signal,
     /// Requests of the control socket to take in changed settings.
@@ -101,6 +105,7 @@ pub(crate) async fn run(config: &Path, accept_resize: &[String]) -> anyhow::Resu
         None => Role::Active,
     };
     let accept_resize = accept_resize.to_vec();
+    let known = open_known(&settings);
     let (reload_sender, reload_requests) = mpsc::channel(1);
     let mut host = Host {
         settings,
@@ -111,6 +116,7 @@ pub(crate) async fn run(config: &Path, accept_resize: &[String]) -> anyhow::Resu
         reloads: 0,
         took_over: false,
         clock: Arc::new(SystemClock),
+        known,
         signals: Signals::new()?,
         hangup: signal(SignalKind::hangup())?,
         reload_requests,
@@ -136,6 +142,22 @@ pub(crate) async fn run(config: &Path, accept_resize: &[String]) -> anyhow::Resu
                 // By now a standby may count on being asked for every mark.
                 host.took_over = false;
             }
+        }
+    }
+}
+
+/// Opens the index of what the site has. A VM is protected without it, too.
+fn open_known(settings: &SourceSettings) -> Option<Arc<KnownBlocks>> {
+    if settings.dedup.covers == 0 {
+        return None;
+    }
+    // No group has a name with a dot.
+    let folder = settings.journal.join("known.blocks");
+    match KnownBlocks::open(&folder, settings.dedup.covers / BLOCK_BYTES) {
+        Ok(known) => Some(Arc::new(known)),
+        Err(error) => {
+            error!(folder = %folder.display(), error = with_causes(&error), "the index of what the site has cannot be used; every block is sent whole");
+            None
         }
     }
 }

@@ -98,7 +98,7 @@ fn a_dropped_payload_leaves_its_regions_dirty_and_no_point_until_they_are_swept(
     assert_eq!((capture.dirty_bytes(), capture.dropped_bytes()), (REGION_BYTES, 512));
     let changes = capture.cut();
     assert!(!changes.complete);
-    capture.release_memory(changes.payload_bytes());
+    capture.release_memory(changes.payload_bytes(), &[]);
     let ticket = watch(&capture, 1);
     assert_eq!(ticket.ranges.len(), 1);
     assert_eq!(ticket.ranges[0], REGION_BYTES..2 * REGION_BYTES);
@@ -143,7 +143,7 @@ fn an_epoch_that_lost_payload_gives_up_what_it_has_in_the_same_regions() {
     // What was read before it was given up does not count.
     assert_eq!(capture.settle_equal(&ticket, &[true], Epoch(9)), 0);
     // The next epoch has room and gives nothing up.
-    capture.release_memory(4096);
+    capture.release_memory(4096, &[]);
     write(&capture, 0, 0, data(1, 2048));
     assert_eq!(capture.cut().forget_given_up(), 0);
 }
@@ -339,7 +339,7 @@ fn rewriting_a_block_does_not_take_more_memory() {
     assert_eq!(capture.held_bytes(), 4096);
     let changes = capture.cut();
     assert_eq!(changes.written_bytes, 100 * 4096);
-    capture.release_memory(changes.payload_bytes());
+    capture.release_memory(changes.payload_bytes(), &[]);
     assert_eq!(capture.held_bytes(), 0);
 }
 

@@ -40,8 +40,10 @@ impl Group {
         }
         drop(state);
         let answer = cut.answer.clone();
+        let previous = std::mem::take(&mut cut.changes.previous);
         drop(cut);
-        self.capture.release_memory(payload_bytes);
+        self.capture.release_memory(payload_bytes, &previous);
+        drop(previous);
         self.signal.raise();
         (self.observer)(result.as_ref().ok().filter(|sealed| sealed.is_point).copied());
         // Nobody waits for the cuts that the schedule makes.
@@ -84,6 +86,7 @@ impl Group {
             point,
             definition: definition.as_ref().filter(|_| state.definition_sent != definition_hash),
             options: BuildOptions { level, ..self.build },
+            known: self.known.as_deref(),
         };
         let mut position = None;
         let keep = |stored: StoredSegment| {
@@ -92,7 +95,8 @@ impl Group {
             Ok(())
         };
         let check_room = |size_bytes: u64| self.lock(&self.chain).check_room(size_bytes);
-        seal(&request, &cut.changes, next, &*storage, keep, &check_room)?;
+        let counters = seal(&request, &cut.changes, next, &*storage, keep, &check_room)?;
+        *self.lock(&self.sealed) += counters;
         state.definition_sent = definition_hash;
         self.note_joined(state, &cut.changes.joining);
         let position = position.expect("an epoch is sealed into at least one segment");

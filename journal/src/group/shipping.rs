@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use journal_format::{Generation, Hash, Position, Sequence};
+use journal_format::{Generation, Hash, Position, Sequence, with_causes};
 use tracing::{info, warn};
 
 use super::{Group, StoredSegment};
@@ -80,8 +80,38 @@ impl Group {
     /// [`JournalError::Diverged`] if this journal never was there.
     pub fn receipt(&self, position: Position) -> Result<(), JournalError> {
         self.lock(&self.chain).trim(position)?;
+        self.note_received(position);
         self.signal.raise();
         Ok(())
+    }
+
+    fn note_received(&self, position: Position) {
+        if let Some(known) = &self.known {
+            known.note_received(&self.name, position.sequence);
+        }
+    }
+
+    /// Takes in that the site lacks blocks that a segment of ours refers to: all that this one refers to is forgotten, and it is replaced as in
+    /// [`Group::distrust`].
+    pub fn site_lacks(&self, sequence: Sequence) {
+        self.distrust();
+        let chain = self.lock(&self.chain);
+        let segment = chain.pending(sequence, 1).first().copied();
+        let (storage, name) = (chain.storage(), segment_name(sequence));
+        drop(chain);
+        let Some((known, segment)) = self.known.as_ref().zip(segment) else { return };
+        match Chain::whole_index(&*storage, &self.name, &segment, &name) {
+            Ok(Some(index)) => {
+                let sources: Vec<Hash> = index.sources.iter().map(|source| source.hash).collect();
+                known.forget_segments(&sources);
+            }
+            Ok(None) => {
+                warn!(group = %self.name, name, "what the segment refers to cannot be forgotten: it is damaged")
+            }
+            Err(error) => {
+                warn!(group = %self.name, error = with_causes(&error), "what the segment refers to cannot be forgotten");
+            }
+        }
     }
 
     /// Says whether every byte of a waiting segment is what was sealed; asked before it is sent. One that is not is set aside, and
@@ -126,7 +156,10 @@ impl Group {
                 return Err(JournalError::Fenced { group: self.name.clone(), site: site.0, own });
             }
             ChainStep::Continue(next) => {
-                head.map_or(Ok(()), |head| self.lock(&self.chain).trim(head))?;
+                if let Some(head) = head {
+                    self.lock(&self.chain).trim(head)?;
+                    self.note_received(head);
+                }
                 return Ok(SiteHead::Continue(next));
             }
             ChainStep::DropBehind(position) => {
@@ -149,6 +182,10 @@ impl Group {
             }
         }
         faults::step("rebase.dropped");
+        if let Some(known) = &self.known {
+            // What was sealed behind it, and is not there, may be another segment's place soon.
+            known.forget_behind(&self.name, head.map_or(Sequence(0), |head| head.sequence));
+        }
         self.distrusted.store(false, Ordering::Release);
         let (next, next_epoch) = {
             let chain = self.lock(&self.chain);

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{Group, ResyncStatus, SealedCut};
 use crate::intent::MarkCounters;
+use crate::seal::SealCounters;
 
 /// State of a group on the protected site.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub struct GroupStatus {
     pub resync: Option<ResyncStatus>,
     /// Figures of the intent maps.
     pub marks: MarkCounters,
+    /// How what was sealed since the start is carried.
+    pub sealed: SealCounters,
     /// Counters.
     pub counters: Counters,
 }
@@ -69,6 +72,7 @@ impl Group {
             joining: self.capture.joining(),
             resync,
             marks: self.intents.counters(),
+            sealed: *self.lock(&self.sealed),
             counters: Counters {
                 dirty_bytes,
                 held_bytes: self.capture.held_bytes(),

@@ -18,6 +18,7 @@ use super::units::{Listen, duration, optional_size, size};
 const MEMORY_BUDGET_MIN_BYTES: u64 = 16 << 20;
 const RESYNC_RATE_MIN_BYTES: u64 = 1 << 20;
 const JOURNAL_LIMIT_MIN_BYTES: u64 = 64 << 20;
+const DEDUP_COVERS_MIN_BYTES: u64 = 1 << 30;
 
 /// The protected site's settings.
 #[derive(Clone, Debug, Deserialize)]
@@ -36,6 +37,9 @@ pub(crate) struct SourceSettings {
     pub(crate) tap: TapTable,
     /// The pair's other host.
     pub(crate) pair: Option<PairTable>,
+    /// What the site has is not sent again.
+    #[serde(default)]
+    pub(crate) dedup: DedupTable,
     /// The groups.
     #[serde(default, rename = "group")]
     pub(crate) groups: Vec<GroupTable>,
@@ -69,6 +73,21 @@ pub(crate) struct PairTable {
     /// What makes a standby take over.
     #[serde(default)]
     pub(crate) takeover: TakeoverWord,
+}
+
+/// `[dedup]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DedupTable {
+    /// Size of the different blocks that are known at most, in bytes; nothing is looked for if it is 0.
+    #[serde(default = "default_dedup_covers", deserialize_with = "size")]
+    pub(crate) covers: u64,
+}
+
+impl Default for DedupTable {
+    fn default() -> Self {
+        DedupTable { covers: default_dedup_covers() }
+    }
 }
 
 /// What makes a standby take over.
@@ -271,6 +290,7 @@ impl SourceSettings {
             ("control", self.control != other.control),
             ("[tap] listen", self.tap.listen != other.tap.listen),
             ("[pair]", self.pair != other.pair),
+            ("[dedup]", self.dedup != other.dedup),
         ];
         differs.into_iter().find_map(|(part, differs)| differs.then_some(part))
     }
@@ -308,6 +328,9 @@ impl Settings for SourceSettings {
         {
             return Err("[pair] patience is not between 500ms and 30s".to_owned());
         }
+        if !(self.dedup.covers == 0 || self.dedup.covers >= DEDUP_COVERS_MIN_BYTES) {
+            return Err("[dedup] covers is neither 0B nor at least 1GiB".to_owned());
+        }
         if let Some(name) = first_double(self.groups.iter().map(|group| &group.name)) {
             return Err(format!("two groups are named '{name}'"));
         }
@@ -334,6 +357,10 @@ fn default_memory_budget() -> u64 {
 
 fn default_journal_limit() -> u64 {
     10 << 30
+}
+
+fn default_dedup_covers() -> u64 {
+    1 << 40
 }
 
 fn default_pair_patience() -> Duration {

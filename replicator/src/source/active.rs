@@ -43,6 +43,7 @@ pub(super) async fn run(host: &mut Host) -> anyhow::Result<End> {
         arena: arena.clone(),
         clock: host.clock.clone(),
         fenced: fenced.clone(),
+        known: host.known.clone(),
     };
     let agent = Arc::new(open_groups(&opening, host)?);
     let exports = Arc::new(Exports::new());
@@ -56,6 +57,8 @@ pub(super) async fn run(host: &mut Host) -> anyhow::Result<End> {
     // The jitter of reconnecting only has to differ between agents.
     let seed = host.clock.now().0.cast_unsigned();
     let link = member::start_link(&host.settings, host.identity.clone(), &agent.members, seed)?;
+    let learners = host.known.iter().flat_map(|known| member::start_learners(&link, &agent.members, known));
+    let learners = learners.collect::<std::io::Result<Vec<_>>>()?;
     let control = ControlServer::start(&host.settings.control, agent.clone())?;
     let groups = agent.members.len();
     info!(groups, "ready");
@@ -73,14 +76,22 @@ pub(super) async fn run(host: &mut Host) -> anyhow::Result<End> {
             .await?;
     }
     link.shutdown().await;
-    tokio::task::spawn_blocking(move || server.shutdown()).await?;
+    tokio::task::spawn_blocking(move || {
+        drop(learners);
+        server.shutdown();
+    })
+    .await?;
     // The standby has to hear of every mark: of those of the last writes, too.
     if let Some(pair) = pair {
         pair.stop().await;
     }
+    let known = host.known.clone();
     tokio::task::spawn_blocking(move || {
         running.into_iter().for_each(member::Running::stop);
         agent.members.iter().for_each(|member| member.close());
+        if let Some(known) = known {
+            known.flush();
+        }
     })
     .await?;
     Ok(end)

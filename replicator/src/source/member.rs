@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use journal::{
-    Clock, Comparer, CutRequest, DirStorage, FileLeg, Group, GroupSettings, JournalError, Leg, SealedCut,
-    StoredSegment, TapVolume, VolumeSettings, Workers,
+    Clock, Comparer, CutRequest, DirStorage, FileLeg, Group, GroupSettings, JournalError, KnownBlocks, Leg,
+    SealedCut, StoredSegment, TapVolume, VolumeSettings, Workers,
 };
 use journal_format::segment::BuildOptions;
 use journal_format::{GroupName, Sequence};
@@ -22,6 +22,7 @@ use transport::{Identity, LinkOptions, Outbox, SegmentDescriptor, SourceLink};
 use super::compare::SiteComparer;
 use super::confirmed::{Confirmed, Waited};
 use super::cutter::Cutter;
+use super::learn::Learner;
 use super::outbox::Shipping;
 use super::pair::replica::PairReplica;
 use crate::failure::{Failure, exit, with_causes};
@@ -37,6 +38,7 @@ pub(super) struct Opening<'a> {
     pub(super) fenced: Arc<Notify>,
     pub(super) arena: Arena,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) known: Option<Arc<KnownBlocks>>,
 }
 
 /// One group.
@@ -100,6 +102,7 @@ impl Member {
             journal_limit_bytes: table.journal_limit,
             mark_patience: table.mark_patience.max(opening.settings.mark_patience_min()),
             resync_rate_bytes: table.resync_rate,
+            known: opening.known.clone(),
             build: BuildOptions { level: table.compression_level, ..BuildOptions::default() },
         };
         let confirmed = Arc::new(Confirmed::default());
@@ -261,6 +264,17 @@ pub(super) fn open_storage(table: &GroupTable, folder: &Path) -> Result<Arc<DirS
         action: format!("opening its folder '{}'", folder.display()),
         source,
     })
+}
+
+/// Starts to learn what the site keeps of each group.
+pub(super) fn start_learners(
+    link: &SourceLink,
+    members: &[Arc<Member>],
+    known: &Arc<KnownBlocks>,
+) -> impl Iterator<Item = io::Result<Learner>> {
+    let callers =
+        members.iter().filter_map(|member| Some((member.name().clone(), link.caller(member.name())?)));
+    callers.map(|(group, caller)| Learner::start(group, caller, known.clone()))
 }
 
 /// Starts to ship every group.

@@ -97,6 +97,9 @@ impl Outbox for Shipping {
         if matches!(refusal.kind, RefusalKind::Diverged | RefusalKind::Corrupt) {
             self.0.group.distrust();
         }
+        if let (RefusalKind::Lacking, Some(sequence)) = (refusal.kind, refusal.sequence) {
+            self.0.group.site_lacks(sequence);
+        }
         if refusal.kind == RefusalKind::Fenced {
             self.0.fenced.notify_one();
         }

@@ -47,6 +47,7 @@ fn group(member: &Member) -> Value {
         })),
         "pair": member.pair_report(),
         "marks": status.marks,
+        "sealed": status.sealed,
         "counters": status.counters,
         "volumes": volumes.collect::<Vec<_>>(),
     })

@@ -88,6 +88,11 @@ fn after_a_crash_only_what_was_marked_is_compared_and_only_what_differs_is_sent(
 #[test]
 fn a_requested_resync_compares_everything_and_a_full_one_sends_it() {
     let mut simulation = settled();
+    // Blocks that differ: of equal ones a segment carries one.
+    let blocks: Vec<u8> = (0..8_u32).flat_map(|number| vec![number as u8 + 1; 4096]).collect();
+    TapVolume::new(simulation.group.clone(), 0).write(0, Payload::from_vec(blocks)).unwrap();
+    simulation.note_cut();
+    simulation.settle();
     let before = simulation.site().received_bytes;
     simulation.request_resync(false);
     assert!(simulation.group.resync_status().is_some());

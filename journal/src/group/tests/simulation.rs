@@ -41,6 +41,7 @@ fn apply(images: &mut Vec<Vec<u8>>, bytes: &[u8], index: &SegmentIndex) {
             &mut images[usize::from(extent.volume)][extent.offset as usize..][..extent.length as usize];
         match extent.content {
             ExtentContent::Zero => target.fill(0),
+            ExtentContent::Reference(_) => unreachable!("nothing is known here"),
             ExtentContent::Frame { frame, offset } => {
                 let frame = &index.frames[frame as usize];
                 let stored = &bytes[frame.offset as usize..][..frame.stored_bytes as usize];
@@ -145,6 +146,7 @@ pub(super) fn settings(legs: &[Arc<SimulatedLeg>], budget: u64) -> GroupSettings
         memory_budget_bytes: budget,
         journal_limit_bytes: 400_000,
         build: BuildOptions { level: -5, frame_bytes: 16 << 10 },
+        known: None,
         mark_patience: crate::intent::MARK_PATIENCE,
         resync_rate_bytes: None,
     }

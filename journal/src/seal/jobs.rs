@@ -1,0 +1,83 @@
+//! What the threads of sealing do: hash pieces, make frames. Pure: bytes in, bytes out.
+
+use journal_format::segment::{EncodedFrame, FrameEncoder, apply_difference, block_hashes, combined_hash};
+use journal_format::{BLOCK_BYTES, Hash, is_zero};
+
+use crate::previous::{DIFFERING_BYTES_MAX, differing_bytes};
+
+/// A piece of a changed range that lies in one block of its volume.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece<'a> {
+    pub(super) volume: u16,
+    pub(super) offset: u64,
+    pub(super) length: u64,
+    /// `None` for zeroes, which may be longer than a block.
+    pub(super) data: Option<&'a [u8]>,
+    /// What the block held before, if that was at hand.
+    pub(super) previous: Option<&'a [u8]>,
+}
+
+/// What a piece is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Content {
+    Zero,
+    /// A whole block, with the hash of what it held before if that is similar.
+    Block {
+        hash: Hash,
+        previous: Option<Hash>,
+    },
+    /// Less than a block.
+    Fragment,
+}
+
+/// A frame that is to be made.
+pub(super) struct FrameJob<'a> {
+    pub(super) pieces: Vec<&'a [u8]>,
+    /// Combined hash of the pieces, if they are whole blocks.
+    pub(super) raw_hash: Option<Hash>,
+    /// For a difference what each piece is combined with.
+    pub(super) bases: Vec<&'a [u8]>,
+}
+
+pub(super) enum Job<'a> {
+    Look(Vec<Piece<'a>>),
+    Encode(FrameJob<'a>),
+}
+
+pub(super) enum Done<'a> {
+    Looked(Vec<(Piece<'a>, Content)>),
+    Encoded(EncodedFrame),
+}
+
+/// One thread's worker.
+pub(super) fn worker<'a>(level: i32) -> impl FnMut(Job<'a>) -> Done<'a> {
+    let mut encoder = FrameEncoder::new(level);
+    let mut raw = Vec::new();
+    move |job| match job {
+        Job::Look(pieces) => Done::Looked(pieces.into_iter().map(|piece| (piece, look(&piece))).collect()),
+        Job::Encode(job) => Done::Encoded(encode(&mut encoder, &mut raw, &job)),
+    }
+}
+
+fn look(piece: &Piece<'_>) -> Content {
+    match piece.data {
+        None => Content::Zero,
+        Some(data) if is_zero(data) => Content::Zero,
+        Some(data) if data.len() as u64 != BLOCK_BYTES => Content::Fragment,
+        Some(data) => {
+            let similar = |previous: &&[u8]| differing_bytes(previous, data) <= DIFFERING_BYTES_MAX;
+            let previous = piece.previous.filter(similar).map(Hash::of);
+            Content::Block { hash: Hash::of(data), previous }
+        }
+    }
+}
+
+fn encode(encoder: &mut FrameEncoder, raw: &mut Vec<u8>, job: &FrameJob<'_>) -> EncodedFrame {
+    raw.clear();
+    job.pieces.iter().for_each(|piece| raw.extend_from_slice(piece));
+    for (block, base) in raw.chunks_mut(BLOCK_BYTES as usize).zip(&job.bases) {
+        apply_difference(block, base);
+    }
+    let raw_hash = job.raw_hash.unwrap_or_else(|| combined_hash(&block_hashes(raw)));
+    encoder.encode(raw, raw_hash)
+}
