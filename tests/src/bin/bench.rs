@@ -1,28 +1,43 @@
-//! Benchmarks, that of the tap against the named peers, interleaved with them in one run:
-//! `cargo run --release -p tests --bin bench -- NAME [--json] [--seconds N] [--rounds N]`.
+//! Benchmarks, those that have peers interleaved with them in one run:
+//! `cargo run --release -p tests --bin bench -- NAME [--json] [OPTIONS]`.
 
 #[path = "bench/index.rs"]
 mod index;
 #[path = "bench/tap.rs"]
 mod tap;
+#[path = "bench/wire.rs"]
+mod wire;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 
-const USAGE: &str = "usage: bench NAME [--json] [--seconds N] [--rounds N]
-       bench index [--json] [--blocks N...]
+const USAGE: &str = "usage: bench NAME [--json] [OPTIONS]
 
   tap    random, sequential, flushed and mixed requests through the tap with capture, intent map, sealing and a
          pair's standby, against qemu-nbd, qemu-storage-daemon and nbdkit file
-  index  inserts, look-ups and memory of the block index with the blocks of 64 GiB, 256 GiB and 1 TiB, or with as
-         many as --blocks says, in a folder below target/
+  wire   bytes, CPU time and memory for a file-system image of Debian packages and eight generations of change,
+         against restic, borg, desync, qemu-img and rsync; tests/bench-setup installs what it needs
+  index  inserts, look-ups and memory of the block index with the blocks of 64 GiB, 256 GiB and 1 TiB
 
   --json         the last line is one JSON object with every figure (always printed)
+
+of tap:
   --seconds N    length of one measurement [default: 4]
   --rounds N     measurements of each server [default: 5]
   --medium NAME  only with the files in 'memory', or on 'disk'
-  --job NAME     only this pattern of requests";
+  --job NAME     only this pattern of requests
+
+of index:
+  --blocks N...  with so many blocks, in a folder below target/
+
+of wire:
+  --small        an image of 256 MiB instead of 1.9 GiB
+  --seed N       what the changes are drawn from [default: 1]
+  --work DIR     where the images are made, or found, and everything is written [default: target/bench-wire]
+  --peer NAME    only this peer beside thirdsite; may be repeated; 'none' for none
+  --rate N       MB that the guest writes in a second at most [default: 50]";
 
 /// How much is measured.
 #[derive(Clone, Debug)]
@@ -31,6 +46,7 @@ struct Options {
     rounds: usize,
     medium: Option<String>,
     job: Option<String>,
+    wire: wire::Options,
 }
 
 fn main() -> ExitCode {
@@ -48,7 +64,8 @@ fn run() -> anyhow::Result<()> {
     if arguments.next_if(|name| name == "index").is_some() {
         return index::run(arguments);
     }
-    let mut options = Options { seconds: 4, rounds: 5, medium: None, job: None };
+    let mut options =
+        Options { seconds: 4, rounds: 5, medium: None, job: None, wire: wire::Options::default() };
     let mut name = None;
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
@@ -59,6 +76,11 @@ fn run() -> anyhow::Result<()> {
             "--rounds" => options.rounds = number(value()?)? as usize,
             "--medium" => options.medium = Some(value()?),
             "--job" => options.job = Some(value()?),
+            "--small" => options.wire.small = true,
+            "--seed" => options.wire.seed = number(value()?)?,
+            "--work" => options.wire.work = PathBuf::from(value()?),
+            "--peer" => options.wire.peers.push(value()?),
+            "--rate" => options.wire.megabytes_per_second = number(value()?)?,
             "--help" | "-h" => {
                 println!("{USAGE}");
                 return Ok(());
@@ -69,6 +91,7 @@ fn run() -> anyhow::Result<()> {
     }
     match name.as_deref() {
         Some("tap") => tap::run(&options),
+        Some("wire") => wire::run(&options.wire),
         Some(other) => bail!("there is no benchmark '{other}'\n{USAGE}"),
         None => bail!("which benchmark?\n{USAGE}"),
     }
