@@ -38,6 +38,10 @@ const BATCH_PIECES: usize = 256;
 const ALONE_BYTES: u64 = 1 << 20;
 /// Batches and frames that are under way, for each thread.
 const AHEAD: usize = 2;
+/// So many sealed bytes that wait mean that the link is slower than the sealing.
+const BACKLOG_BYTES: u64 = 64 << 20;
+/// zstd level while that is so: a twentieth fewer bytes for two to three times the time.
+const LEVEL_FOR_SLOW_LINKS: i32 = 6;
 
 /// What the segments of one epoch have in common.
 pub(crate) struct SealRequest<'a> {
@@ -202,12 +206,16 @@ where
     }
 }
 
-/// The zstd level to seal at, of at most `level`, while so much of the payload's budget is in use. A guest that writes faster than is sealed
-/// would lose granularity: what compresses less well is better than what is dropped.
-pub(crate) fn level_under_pressure(level: i32, held_bytes: u64, budget_bytes: u64) -> i32 {
+/// The zstd level to seal at while so much of the payload's budget is in use and so many sealed bytes wait for the link: that of the settings
+/// where neither is short.
+///
+/// A guest that writes faster than is sealed would lose granularity: what compresses less well is better than what is dropped. A resync fills half
+/// of the budget by itself. Where the link is what everything waits for, time to compress is there.
+pub(crate) fn level_for(level: i32, held_bytes: u64, budget_bytes: u64, backlog_bytes: u64) -> i32 {
     match held_bytes.saturating_mul(8) / budget_bytes.max(1) {
-        0..=1 => level,
-        2..=3 => level.min(-1),
+        0..=2 if backlog_bytes >= BACKLOG_BYTES => level.max(LEVEL_FOR_SLOW_LINKS),
+        0..=4 => level,
+        5 => level.min(-1),
         _ => level.min(-5),
     }
 }
@@ -302,12 +310,19 @@ fn meta(request: &SealRequest<'_>, part: u16, last: bool) -> SegmentMeta {
 
 #[cfg(test)]
 mod tests {
-    use super::level_under_pressure;
+    use super::{BACKLOG_BYTES, LEVEL_FOR_SLOW_LINKS, level_for};
 
     #[test]
-    fn the_level_falls_as_memory_fills_and_never_rises() {
-        let levels = |level| [0, 24, 25, 49, 50, 100].map(|held| level_under_pressure(level, held, 100));
+    fn the_level_falls_as_memory_fills() {
+        let levels = |level| [0, 62, 63, 74, 75, 100].map(|held| level_for(level, held, 100, 0));
         assert_eq!(levels(3), [3, 3, -1, -1, -5, -5]);
         assert_eq!(levels(-7), [-7; 6]);
+    }
+
+    #[test]
+    fn the_level_rises_while_the_link_is_behind_and_memory_is_not() {
+        let levels = |level| [0, 37, 38, 75].map(|held| level_for(level, held, 100, BACKLOG_BYTES));
+        assert_eq!(levels(3), [LEVEL_FOR_SLOW_LINKS, LEVEL_FOR_SLOW_LINKS, 3, -5]);
+        assert_eq!(levels(12), [12, 12, 12, -5]);
     }
 }

@@ -13,7 +13,7 @@ use crate::capture::EpochChanges;
 use crate::chain::{StoredSegment, segment_name};
 use crate::error::JournalError;
 use crate::faults;
-use crate::seal::{SealRequest, level_under_pressure, seal};
+use crate::seal::{SealRequest, level_for, seal};
 
 /// What the sealing of one cut hands to the next.
 #[derive(Default)]
@@ -53,9 +53,9 @@ impl Group {
 
     fn seal_cut(&self, state: &mut SealState, cut: &QueuedCut) -> Result<SealedCut, JournalError> {
         let epoch = cut.changes.epoch;
-        let (next, generation, first_epoch, storage) = {
+        let (next, generation, first_epoch, storage, (_, backlog_bytes)) = {
             let chain = self.lock(&self.chain);
-            (chain.next(), chain.generation(), chain.next_epoch(), chain.storage())
+            (chain.next(), chain.generation(), chain.next_epoch(), chain.storage(), chain.backlog())
         };
         if epoch < first_epoch {
             return Err(self.cut_lost("the recovery site is ahead of it"));
@@ -75,7 +75,7 @@ impl Group {
             written_bytes: state.written_since_point,
         });
         let held_bytes = self.capture.held_bytes();
-        let level = level_under_pressure(self.build.level, held_bytes, self.capture.budget_bytes());
+        let level = level_for(self.build.level, held_bytes, self.capture.budget_bytes(), backlog_bytes);
         let request = SealRequest {
             group: &self.name,
             generation,

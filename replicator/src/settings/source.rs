@@ -376,7 +376,7 @@ fn default_mark_patience() -> Duration {
 }
 
 fn default_compression_level() -> i32 {
-    1
+    3
 }
 
 fn default_accel() -> String {
