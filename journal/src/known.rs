@@ -15,6 +15,8 @@ use tracing::{info, warn};
 
 /// Steps from a difference to the plain block under it, at most.
 pub(crate) const DIFFERENCE_STEPS_MAX: u8 = 4;
+/// At most this part of the blocks is in memory.
+const MEMTABLE_SHARE: u64 = 32;
 /// After so many segments what is in memory is written, so that a crash loses little.
 const FLUSH_SEGMENTS: u32 = 64;
 
@@ -55,7 +57,9 @@ impl KnownBlocks {
     /// # Errors
     /// If the folder cannot be used. What is in it and cannot be read is left out, and learnt again from the site.
     pub fn open(folder: &Path, blocks_max: u64) -> Result<KnownBlocks, IndexError> {
-        let index = Index::open(folder, Options { max_entries: blocks_max, ..Options::default() })?;
+        let memtable_entries = usize::try_from(blocks_max / MEMTABLE_SHARE).unwrap_or(usize::MAX);
+        let memtable_entries = memtable_entries.min(Options::default().memtable_entries);
+        let index = Index::open(folder, Options { max_entries: blocks_max, memtable_entries })?;
         let watermark = folder.join("complete");
         // Blocks of later segments were in memory only, when a crash came.
         let complete = fs::read_to_string(&watermark).ok().and_then(|text| text.trim().parse::<u32>().ok());

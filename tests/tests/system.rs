@@ -4,6 +4,8 @@
 mod bad_input;
 #[path = "system/crash.rs"]
 mod crash;
+#[path = "system/dedup.rs"]
+mod dedup;
 #[path = "system/guest.rs"]
 mod guest;
 #[path = "system/kills.rs"]
