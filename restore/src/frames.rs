@@ -57,7 +57,8 @@ impl Frames {
 
     /// The table of a segment, which must be the one with this hash.
     pub(crate) fn table(&self, segment: &SegmentSource) -> Result<Arc<FrameTable>, StoreError> {
-        if let Some(table) = self.tables.get(&segment.hash) {
+        // The hash says what it is, and not where: a reader without this cache has to find it there.
+        if let Some(table) = self.tables.get(&segment.hash).filter(|table| table.segment == *segment) {
             return Ok(table);
         }
         let path = self.disk.segment_path(&segment.group, segment.generation, segment.sequence);

@@ -32,14 +32,16 @@ impl From<StoreError> for Unresolved {
 }
 
 /// A source with what is needed to check references to it.
-struct Source {
-    segment: SegmentSource,
+struct Source<'a> {
+    shared: &'a Shared,
+    table: Arc<FrameTable>,
     list: Arc<BlockList>,
 }
 
-impl Source {
-    /// So many blocks at a place.
+impl Source<'_> {
+    /// So many blocks at a place, whose bytes are still what they were when they arrived.
     fn blocks(&self, place: BlockPlace, count: usize) -> Result<FrameBlocks, Unresolved> {
+        self.check_bytes(place.frame)?;
         let found = self.list.read(place.frame, place.offset.into(), count);
         match found {
             Ok(Some(blocks)) => Ok(blocks),
@@ -48,8 +50,22 @@ impl Source {
         }
     }
 
+    /// Reads a frame when it is first referred to: nothing new shall rest on what a disk has lost since.
+    fn check_bytes(&self, frame: u32) -> Result<(), Unresolved> {
+        let key = (self.table.segment.hash, frame);
+        if self.shared.sound_frames.get(&key).is_some() {
+            return Ok(());
+        }
+        let entry =
+            self.table.frames.get(frame as usize).ok_or_else(|| self.lacks("it has no such frame"))?;
+        let path = self.shared.segment_path(&self.table.segment);
+        segment_file::check_frame(&path, entry).map_err(|error| self.lacks(&with_causes(&error)))?;
+        self.shared.sound_frames.put(key, &Arc::new(()), 1);
+        Ok(())
+    }
+
     fn lacks(&self, why: &str) -> Unresolved {
-        Unresolved::Lacks(self.segment.clone(), why.to_owned())
+        Unresolved::Lacks(self.table.segment.clone(), why.to_owned())
     }
 }
 
@@ -137,7 +153,11 @@ fn table_of(index: &SegmentIndex) -> FrameTable {
     }
 }
 
-fn open_source(shared: &Shared, group: &Group, segment: &SegmentSource) -> Result<Source, Unresolved> {
+fn open_source<'a>(
+    shared: &'a Shared,
+    group: &Group,
+    segment: &SegmentSource,
+) -> Result<Source<'a>, Unresolved> {
     let lacks = |why: String| Unresolved::Lacks(segment.clone(), why);
     // Within the chain a source comes before what refers to it. Of another group it must be attached for good, and sent by the same peer.
     if segment.group != group.name && !shared.may_refer(group, segment)? {
@@ -145,7 +165,7 @@ fn open_source(shared: &Shared, group: &Group, segment: &SegmentSource) -> Resul
     }
     let table = shared.frames.table(segment).map_err(|error| lacks(with_causes(&error)))?;
     let list = block_list(shared, &table).map_err(|error| lacks(with_causes(&error)))?;
-    Ok(Source { segment: segment.clone(), list })
+    Ok(Source { shared, table, list })
 }
 
 /// The block list of a stored segment, made if it is not there.
@@ -174,7 +194,7 @@ pub(super) fn block_list(shared: &Shared, table: &FrameTable) -> Result<Arc<Bloc
 
 fn make_block_list(shared: &Shared, table: &FrameTable, to: &Path) -> Result<(), StoreError> {
     let segment = &table.segment;
-    let path = shared.disk.segment_path(&segment.group, segment.generation, segment.sequence);
+    let path = shared.segment_path(segment);
     let (_, hashes) = segment_file::verify(&path)?;
     let blocks = own_blocks(&shared.frames, table, &path, hashes, |first_base, count, _| {
         let steps = |block: usize| {

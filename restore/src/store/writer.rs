@@ -30,6 +30,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const FRAME_CACHE_BYTES: u64 = 64 << 20;
 /// Block lists that are open at once: each is a file.
 const OPEN_BLOCK_LISTS: u64 = 256;
+/// Frames that are known to be sound; about 10 MiB.
+const SOUND_FRAMES: u64 = 1 << 16;
 
 /// Limits of a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub(super) struct Shared {
     /// For what arrives and refers to what is here.
     pub(super) frames: Frames,
     pub(super) block_lists: Cache<Hash, BlockList>,
+    /// Frames that were read, and found as they arrived, when something referred to them.
+    pub(super) sound_frames: Cache<(Hash, u32), ()>,
     options: WriterOptions,
     catalog: Mutex<Catalog>,
     groups: Mutex<BTreeMap<GroupName, Arc<Group>>>,
@@ -126,6 +130,7 @@ impl StoreWriter {
         let shared = Shared {
             frames: Frames::new(disk.clone(), FRAME_CACHE_BYTES),
             block_lists: Cache::new(OPEN_BLOCK_LISTS),
+            sound_frames: Cache::new(SOUND_FRAMES),
             disk,
             options,
             catalog: Mutex::new(catalog),
@@ -197,6 +202,10 @@ impl Shared {
             return Ok(false);
         }
         crate::segment_file::read_index(&path).map(|index| index.position() == *position)
+    }
+
+    pub(super) fn segment_path(&self, segment: &SegmentSource) -> PathBuf {
+        self.disk.segment_path(&segment.group, segment.generation, segment.sequence)
     }
 
     /// Whether a segment of `group` may refer to one of another group: that is attached, and is the seed of this one or written by the same source.

@@ -7,4 +7,5 @@ mod history;
 mod images;
 mod ingest;
 mod opening;
+mod references;
 mod views;

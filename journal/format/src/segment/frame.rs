@@ -83,12 +83,7 @@ impl FrameEntry {
         }
     }
 
-    /// Like [`FrameEntry::decode_hashed`], without a look at the content: `stored` is verified and decompression answers the same
-    /// each time, so that this suffices for a segment that was verified when it arrived.
-    ///
-    /// # Errors
-    /// [`FormatError`] if the hash before decompression does not match, or the size after it.
-    pub fn decode(&self, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
+    fn decode(&self, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
         const PART: &str = "a frame";
         if stored.len() != self.stored_bytes as usize {
             let (expected, actual) = (self.stored_bytes.into(), stored.len() as u64);
