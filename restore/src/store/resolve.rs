@@ -7,7 +7,7 @@ use journal_format::segment::{
     BlockPlace, ExtentContent, FrameEntry, FrameKind, SegmentIndex, SegmentSource, block_hashes,
     combined_hash,
 };
-use journal_format::{BLOCK_BYTES, Hash, with_causes};
+use journal_format::{BLOCK_BYTES, ErrorKind, Hash, with_causes};
 
 use super::writer::{Group, Shared};
 use crate::blocks::{self, BlockList, FrameBlocks};
@@ -90,7 +90,7 @@ pub(super) fn resolve(
         }
     }
     let table = table_of(index);
-    own_blocks(&shared.frames, &table, path, hashes, |first_base, count, bases_hash| {
+    let own = own_blocks(&shared.frames, &table, path, hashes, |first_base, count, bases_hash| {
         let bases = &index.bases[first_base as usize..][..count];
         let mut found = FrameBlocks::default();
         for base in bases {
@@ -105,6 +105,13 @@ pub(super) fn resolve(
             );
         }
         Ok(found.steps)
+    });
+    own.map_err(|unresolved| match (unresolved, index.sources.first()) {
+        // The segment's own bytes are verified: what is damaged, or rests on too much, is what it refers to.
+        (Unresolved::Store(error), Some(source)) if error.kind() == ErrorKind::Corrupt => {
+            Unresolved::Lacks(source.clone(), with_causes(&error))
+        }
+        (unresolved, _) => unresolved,
     })
 }
 
@@ -122,13 +129,8 @@ fn own_blocks<E: From<StoreError> + Send>(
             return Ok(FrameBlocks { steps: vec![0; hashes[number].len()], hashes: hashes[number].clone() });
         };
         let mut steps = steps_of(first_base, entry.blocks(), bases_hash)?;
-        steps.iter_mut().for_each(|steps| *steps += 1);
-        if let Some(&too_many) = steps.iter().find(|&&steps| steps > DIFFERENCE_STEPS_MAX) {
-            let rule = "a block is taken from too many differences";
-            tracing::warn!(path = %path.display(), too_many, rule);
-            let source = journal_format::FormatError::Rule { part: "the segment's frame table", rule };
-            return Err(StoreError::Damaged { path: path.to_owned(), source }.into());
-        }
+        // Reading them is what finds out that there are too many; a list that says so wrongly only makes its source refer to others.
+        steps.iter_mut().for_each(|steps| *steps = steps.saturating_add(1));
         let mut raw = segment_file::read_frame(path, entry)?;
         frames.apply(table, first_base, &mut raw)?;
         Ok(FrameBlocks { hashes: block_hashes(&raw), steps })
@@ -203,7 +205,7 @@ fn make_block_list(shared: &Shared, table: &FrameTable, to: &Path) -> Result<(),
             let list = block_list(shared, &source)?;
             let found = list.read(place.frame, place.offset.into(), 1).ok().flatten();
             // The bytes were checked when the segment was taken; only the number of steps is asked for.
-            Ok::<_, StoreError>(found.map_or(DIFFERENCE_STEPS_MAX - 1, |blocks| blocks.steps[0]))
+            Ok::<_, StoreError>(found.map_or(DIFFERENCE_STEPS_MAX, |blocks| blocks.steps[0]))
         };
         (0..count).map(steps).collect()
     })?;

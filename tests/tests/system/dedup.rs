@@ -379,8 +379,9 @@ impl World {
                 let mut blocks: Vec<LearntBlock> = Vec::new();
                 loop {
                     let request = CallRequest::Blocks { seed, sequence, skip: blocks.len() as u32 };
-                    let Ok(CallAnswer::Blocks(listed)) = self.writer.call(&member.name, request) else {
-                        bail!("the site lists no blocks")
+                    let listed = match self.writer.call(&member.name, request) {
+                        Ok(CallAnswer::Blocks(listed)) => listed,
+                        other => bail!("the site lists no blocks: {other:?}"),
                     };
                     blocks.extend(listed.iter().map(|block| {
                         let mut hash = [0; 32];
