@@ -274,6 +274,11 @@ impl Group {
         self.signal.raise();
     }
 
+    /// Whether there is an index of what the recovery site has.
+    pub(crate) fn knows_blocks(&self) -> bool {
+        self.known.is_some()
+    }
+
     pub(crate) fn capture(&self) -> &Capture {
         &self.capture
     }

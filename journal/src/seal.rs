@@ -209,15 +209,29 @@ where
 /// The zstd level to seal at while so much of the payload's budget is in use and so many sealed bytes wait for the link: that of the settings
 /// where neither is short.
 ///
-/// A guest that writes faster than is sealed would lose granularity: what compresses less well is better than what is dropped. A resync fills half
-/// of the budget by itself. Where the link is what everything waits for, time to compress is there.
-pub(crate) fn level_for(level: i32, held_bytes: u64, budget_bytes: u64, backlog_bytes: u64) -> i32 {
-    match held_bytes.saturating_mul(8) / budget_bytes.max(1) {
-        0..=2 if backlog_bytes >= BACKLOG_BYTES => level.max(LEVEL_FOR_SLOW_LINKS),
-        0..=4 => level,
-        5 => level.min(-1),
+/// A guest that writes faster than is sealed would lose granularity, and needs the CPU itself: what compresses less well is better than what is
+/// dropped. A resync fills half of the budget by itself and loses nothing. Where the link is what everything waits for, time to compress is there.
+pub(crate) fn level_for(level: i32, pressure: &Pressure) -> i32 {
+    let used = pressure.held_bytes.saturating_mul(8) / pressure.budget_bytes.max(1);
+    match used.saturating_sub(if pressure.resyncing { 3 } else { 0 }) {
+        0..=1 if pressure.backlog_bytes >= BACKLOG_BYTES => level.max(LEVEL_FOR_SLOW_LINKS),
+        0..=1 => level,
+        2..=3 => level.min(-1),
         _ => level.min(-5),
     }
+}
+
+/// What is short while an epoch is sealed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pressure {
+    /// Payload in memory.
+    pub(crate) held_bytes: u64,
+    /// Its limit.
+    pub(crate) budget_bytes: u64,
+    /// Sealed bytes that wait for receipts.
+    pub(crate) backlog_bytes: u64,
+    /// Whether a resync fills memory, too.
+    pub(crate) resyncing: bool,
 }
 
 /// Says whether the journal has room for a segment of so many bytes.
@@ -310,19 +324,30 @@ fn meta(request: &SealRequest<'_>, part: u16, last: bool) -> SegmentMeta {
 
 #[cfg(test)]
 mod tests {
-    use super::{BACKLOG_BYTES, LEVEL_FOR_SLOW_LINKS, level_for};
+    use super::{BACKLOG_BYTES, LEVEL_FOR_SLOW_LINKS, Pressure, level_for};
+
+    const PRESSURE: Pressure =
+        Pressure { held_bytes: 0, budget_bytes: 100, backlog_bytes: 0, resyncing: false };
 
     #[test]
     fn the_level_falls_as_memory_fills() {
-        let levels = |level| [0, 62, 63, 74, 75, 100].map(|held| level_for(level, held, 100, 0));
+        let levels = |level| {
+            [0, 24, 25, 49, 50, 100].map(|held_bytes| level_for(level, &Pressure { held_bytes, ..PRESSURE }))
+        };
         assert_eq!(levels(3), [3, 3, -1, -1, -5, -5]);
         assert_eq!(levels(-7), [-7; 6]);
+        let resync = Pressure { held_bytes: 60, resyncing: true, ..PRESSURE };
+        assert_eq!(level_for(3, &resync), 3);
+        assert_eq!(level_for(3, &Pressure { held_bytes: 90, ..resync }), -5);
     }
 
     #[test]
     fn the_level_rises_while_the_link_is_behind_and_memory_is_not() {
-        let levels = |level| [0, 37, 38, 75].map(|held| level_for(level, held, 100, BACKLOG_BYTES));
-        assert_eq!(levels(3), [LEVEL_FOR_SLOW_LINKS, LEVEL_FOR_SLOW_LINKS, 3, -5]);
-        assert_eq!(levels(12), [12, 12, 12, -5]);
+        let levels = |level| {
+            let pressure = Pressure { backlog_bytes: BACKLOG_BYTES, ..PRESSURE };
+            [0, 24, 25, 75].map(|held_bytes| level_for(level, &Pressure { held_bytes, ..pressure }))
+        };
+        assert_eq!(levels(3), [LEVEL_FOR_SLOW_LINKS, LEVEL_FOR_SLOW_LINKS, -1, -5]);
+        assert_eq!(levels(12), [12, 12, -1, -5]);
     }
 }

@@ -85,8 +85,11 @@ impl Export for TapVolume {
     }
 
     fn write(&self, offset: u64, payload: Payload) -> Result<(), Errno> {
-        let at_hand = |offset, buffer: &mut [u8]| self.leg.try_read(offset, buffer) == Ok(true);
-        self.group.capture().look_before(self.volume, offset, &payload, at_hand);
+        // Without an index nothing is known that a difference could be taken from.
+        if self.group.knows_blocks() {
+            let at_hand = |offset, buffer: &mut [u8]| self.leg.try_read(offset, buffer) == Ok(true);
+            self.group.capture().look_before(self.volume, offset, &payload, at_hand);
+        }
         self.apply(offset, Change::Data(payload.clone()), |leg| leg.write(offset, &payload))
     }
 

@@ -13,7 +13,7 @@ use crate::capture::EpochChanges;
 use crate::chain::{StoredSegment, segment_name};
 use crate::error::JournalError;
 use crate::faults;
-use crate::seal::{SealRequest, level_for, seal};
+use crate::seal::{Pressure, SealRequest, level_for, seal};
 
 /// What the sealing of one cut hands to the next.
 #[derive(Default)]
@@ -74,8 +74,13 @@ impl Group {
             definition: definition_hash.unwrap_or(Hash::ZERO),
             written_bytes: state.written_since_point,
         });
-        let held_bytes = self.capture.held_bytes();
-        let level = level_for(self.build.level, held_bytes, self.capture.budget_bytes(), backlog_bytes);
+        let pressure = Pressure {
+            held_bytes: self.capture.held_bytes(),
+            budget_bytes: self.capture.budget_bytes(),
+            backlog_bytes,
+            resyncing: self.capture.dirty_bytes() > 0,
+        };
+        let level = level_for(self.build.level, &pressure);
         let request = SealRequest {
             group: &self.name,
             generation,
