@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use journal_format::segment::FrameEntry;
 use journal_format::{BLOCK_BYTES, Hash};
@@ -54,7 +55,9 @@ pub(crate) fn write(path: &Path, segment: &Hash, frames: &[FrameBlocks]) -> Resu
     let mut bytes = header(segment, blocks as u64);
     frames.iter().flat_map(|frame| &frame.hashes).for_each(|hash| bytes.extend_from_slice(&hash.0));
     frames.iter().for_each(|frame| bytes.extend_from_slice(&frame.steps));
-    let temporary = path.with_extension("tmp");
+    // Several threads may miss the same list at once.
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let temporary = path.with_extension(format!("{}.tmp", NUMBER.fetch_add(1, Ordering::Relaxed)));
     fs::write(&temporary, bytes).map_err(io_error("write", &temporary))?;
     fs::rename(&temporary, path).map_err(io_error("rename to", path))
 }

@@ -212,6 +212,10 @@ impl Disk {
         }
         let blocks = self.group_folder(group, "blocks");
         fs::create_dir_all(&blocks).map_err(io_error("create", &blocks))?;
+        for name in names_in(&blocks)?.iter().filter(|name| name.ends_with(".tmp")) {
+            let path = blocks.join(name);
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        }
         fs::create_dir_all(&incoming).map_err(io_error("create", &incoming))?;
         for name in names_in(&incoming)? {
             let path = incoming.join(name);
