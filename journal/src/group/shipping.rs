@@ -85,6 +85,12 @@ impl Group {
         Ok(())
     }
 
+    /// A segment that waits for its receipt.
+    fn waiting(&self, sequence: Sequence) -> Option<StoredSegment> {
+        let pending = self.lock(&self.chain).pending(sequence, 1).first().copied();
+        pending.filter(|segment| segment.position.sequence == sequence)
+    }
+
     fn note_received(&self, position: Position) {
         if let Some(known) = &self.known {
             known.note_received(&self.name, position.sequence);
@@ -95,11 +101,8 @@ impl Group {
     /// [`Group::distrust`].
     pub fn site_lacks(&self, sequence: Sequence) {
         self.distrust();
-        let chain = self.lock(&self.chain);
-        let segment = chain.pending(sequence, 1).first().copied();
-        let (storage, name) = (chain.storage(), segment_name(sequence));
-        drop(chain);
-        let Some((known, segment)) = self.known.as_ref().zip(segment) else { return };
+        let Some((known, segment)) = self.known.as_ref().zip(self.waiting(sequence)) else { return };
+        let (storage, name) = (self.lock(&self.chain).storage(), segment_name(sequence));
         match Chain::whole_index(&*storage, &self.name, &segment, &name) {
             Ok(Some(index)) => {
                 let sources: Vec<Hash> = index.sources.iter().map(|source| source.hash).collect();
@@ -120,21 +123,15 @@ impl Group {
     /// # Errors
     /// [`JournalError::Damaged`]; [`JournalError::Storage`] if it cannot be read.
     pub fn check_segment(&self, sequence: Sequence) -> Result<(), JournalError> {
-        let chain = self.lock(&self.chain);
-        let Some(segment) = chain
-            .pending(sequence, 1)
-            .first()
-            .copied()
-            .filter(|segment| segment.position.sequence == sequence)
-        else {
-            return Ok(());
-        };
-        let storage = chain.storage();
-        drop(chain);
-        let whole = Chain::whole_index(&*storage, &self.name, &segment, &segment_name(sequence))?.is_some();
-        if whole || faults::planted(Bug::SendDamaged) {
+        let Some(segment) = self.waiting(sequence) else { return Ok(()) };
+        let storage = self.lock(&self.chain).storage();
+        let index = Chain::whole_index(&*storage, &self.name, &segment, &segment_name(sequence));
+        let whole = matches!(index, Ok(Some(_))) || faults::planted(Bug::SendDamaged);
+        // A receipt may have trimmed it meanwhile.
+        if whole || self.waiting(sequence) != Some(segment) {
             return Ok(());
         }
+        index?;
         let name = self.lock(&self.chain).set_aside(sequence)?;
         self.distrust();
         Err(JournalError::Damaged { group: self.name.clone(), name })
