@@ -3,6 +3,8 @@
 
 #[path = "bench/index.rs"]
 mod index;
+#[path = "bench/seal.rs"]
+mod seal;
 #[path = "bench/tap.rs"]
 mod tap;
 #[path = "bench/wire.rs"]
@@ -20,6 +22,8 @@ const USAGE: &str = "usage: bench NAME [--json] [OPTIONS]
   wire   bytes, CPU time and memory for a file-system image of Debian packages and eight generations of change,
          against restic, borg, desync, qemu-img and rsync; tests/bench-setup installs what it needs
   index  inserts, look-ups and memory of the block index with the blocks of 64 GiB, 256 GiB and 1 TiB
+  seal   CPU time, speed and memory of sealing and of receiving, for zeroes, known, compressible, incompressible and
+         database-like content, next to bare blake3 and bare zstd of the same bytes
 
   --json         the last line is one JSON object with every figure (always printed)
 
@@ -31,6 +35,11 @@ of tap:
 
 of index:
   --blocks N...  with so many blocks, in a folder below target/
+
+of seal:
+  --mib N        size of each input [default: 512]
+  --rounds N     measurements of each input, of which the best counts [default: 3]
+  --input NAME   only this input; may be repeated
 
 of wire:
   --small        an image of 256 MiB instead of 1.9 GiB
@@ -63,6 +72,9 @@ fn run() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1).peekable();
     if arguments.next_if(|name| name == "index").is_some() {
         return index::run(arguments);
+    }
+    if arguments.next_if(|name| name == "seal").is_some() {
+        return seal::run(arguments);
     }
     let mut options =
         Options { seconds: 4, rounds: 5, medium: None, job: None, wire: wire::Options::default() };

@@ -243,7 +243,7 @@ fn mix(number: u64) -> u64 {
     mixed ^ mixed >> 31
 }
 
-fn rss_mib(field: &str) -> anyhow::Result<f64> {
+pub(super) fn rss_mib(field: &str) -> anyhow::Result<f64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     let kib = value
@@ -253,6 +253,6 @@ fn rss_mib(field: &str) -> anyhow::Result<f64> {
 }
 
 /// Lets `VmHWM` begin at what is resident now.
-fn reset_peak() -> anyhow::Result<()> {
+pub(super) fn reset_peak() -> anyhow::Result<()> {
     Ok(fs::write("/proc/self/clear_refs", "5")?)
 }
