@@ -12,7 +12,9 @@ use std::io;
 use std::thread;
 
 use journal_format::definition::GroupDefinition;
-use journal_format::segment::{BuildOptions, Header, PointRecord, SegmentMeta, VolumeRecord, block_pieces};
+use journal_format::segment::{
+    BuildOptions, EncodedFrame, Header, PointRecord, SegmentMeta, VolumeRecord, block_pieces,
+};
 use journal_format::{BLOCK_BYTES, Epoch, Generation, GroupName, Hash, Sequence, Timestamp};
 
 use self::jobs::{Done, Job, Piece};
@@ -30,14 +32,14 @@ use crate::storage::{NewFile, Storage};
 const PART_PAYLOAD_BYTES: u64 = 64 << 20;
 /// Size of the index at which a part of an epoch is closed, in bytes before compression.
 const PART_INDEX_BYTES: usize = 32 << 20;
-/// Finished bytes are written when there are so many of them.
-const WRITE_BYTES: usize = 256 << 10;
 /// Pieces that are hashed together: 1 MiB if they are whole blocks.
 const BATCH_PIECES: usize = 256;
 /// Changes of less than this are sealed on the caller's thread.
 const ALONE_BYTES: u64 = 1 << 20;
 /// Batches and frames that are under way, for each thread.
 const AHEAD: usize = 2;
+/// Batches that are under way, for each thread, while a part is finished, which one thread does.
+const AHEAD_AT_END: usize = 16;
 /// So many sealed bytes that wait mean that the link is slower than the sealing.
 const BACKLOG_BYTES: u64 = 64 << 20;
 /// zstd level while that is so: a twentieth fewer bytes for two to three times the time.
@@ -79,18 +81,20 @@ pub(crate) fn seal(
         || jobs::worker(level),
         |pool| {
             let place = Place { request, storage, check_room };
-            let ahead = (helpers + 1) * AHEAD;
             let part = Some(Part::begin(&place, next, 0)?);
             let sealing = Sealing {
                 place,
                 pool,
-                ahead,
+                pieces: Box::new(pieces(changes)),
+                looking: VecDeque::new(),
+                threads: helpers + 1,
                 part,
                 frames: VecDeque::new(),
+                buffers: Vec::new(),
                 keep,
                 counters: SealCounters::default(),
             };
-            sealing.run(changes)
+            sealing.run()
         },
     )
 }
@@ -122,11 +126,17 @@ fn pieces(changes: &EpochChanges) -> impl Iterator<Item = Piece<'_>> {
 struct Sealing<'a, 'p, 's, W, K> {
     place: Place<'a>,
     pool: &'p mut Pool<'s, Job<'a>, Done<'a>, W>,
-    ahead: usize,
+    /// What nobody has looked at yet.
+    pieces: Box<dyn Iterator<Item = Piece<'a>> + 'a>,
+    /// Batches that are being looked at, in their order.
+    looking: VecDeque<Ticket>,
+    threads: usize,
     /// Absent only while one part follows the other.
     part: Option<Part<'a>>,
     /// Frames that are being made, in their order in the segment.
     frames: VecDeque<(Ticket, PackedFrame)>,
+    /// Memory of frames that are written, for others.
+    buffers: Vec<Vec<u8>>,
     keep: K,
     counters: SealCounters,
 }
@@ -136,15 +146,10 @@ where
     W: FnMut(Job<'a>) -> Done<'a>,
     K: FnMut(StoredSegment) -> Result<(), JournalError>,
 {
-    fn run(mut self, changes: &'a EpochChanges) -> Result<SealCounters, JournalError> {
-        let mut pieces = pieces(changes).peekable();
-        let mut looking = VecDeque::new();
+    fn run(mut self) -> Result<SealCounters, JournalError> {
         loop {
-            while looking.len() < self.ahead && pieces.peek().is_some() {
-                let batch = pieces.by_ref().take(BATCH_PIECES).collect();
-                looking.push_back(self.pool.submit(Job::Look(batch)));
-            }
-            let Some(ticket) = looking.pop_front() else { break };
+            self.look_ahead(AHEAD);
+            let Some(ticket) = self.looking.pop_front() else { break };
             let Done::Looked(looked) = self.pool.take(&ticket) else {
                 unreachable!("a look is answered by one")
             };
@@ -163,6 +168,17 @@ where
         Ok(self.counters)
     }
 
+    /// Hands out batches until so many for each thread are under way.
+    fn look_ahead(&mut self, batches: usize) {
+        while self.looking.len() < batches * self.threads {
+            let batch: Vec<Piece<'a>> = self.pieces.by_ref().take(BATCH_PIECES).collect();
+            if batch.is_empty() {
+                break;
+            }
+            self.looking.push_back(self.pool.submit(Job::Look(batch)));
+        }
+    }
+
     fn part(&mut self) -> &mut Part<'a> {
         self.part.as_mut().expect("there is a part until the last is finished")
     }
@@ -172,6 +188,7 @@ where
         for packed in self.part().packer.end() {
             self.submit(packed)?;
         }
+        self.look_ahead(AHEAD_AT_END);
         while !self.frames.is_empty() {
             self.take_frame()?;
         }
@@ -187,9 +204,10 @@ where
     }
 
     fn submit(&mut self, packed: Packed<'a>) -> Result<(), JournalError> {
-        let ticket = self.pool.submit(Job::Encode(packed.job));
+        let buffer = self.buffers.pop().unwrap_or_default();
+        let ticket = self.pool.submit(Job::Encode(packed.job, buffer));
         self.frames.push_back((ticket, packed.ticket));
-        while self.frames.len() > self.ahead {
+        while self.frames.len() > AHEAD * self.threads {
             self.take_frame()?;
         }
         Ok(())
@@ -200,9 +218,9 @@ where
         let Done::Encoded(encoded) = self.pool.take(&ticket) else {
             unreachable!("a frame is answered by one")
         };
-        let part = self.part();
-        part.packer.push(frame, &encoded);
-        part.write_finished()
+        self.part().write_frame(&frame, &encoded)?;
+        self.buffers.push(encoded.into_buffer());
+        Ok(())
     }
 }
 
@@ -269,17 +287,15 @@ impl<'a> Part<'a> {
             || self.packer.writer().index_raw_bytes() >= PART_INDEX_BYTES
     }
 
-    /// Writes what is finished, if it is worth it, while it is still in the CPU's cache.
-    fn write_finished(&mut self) -> Result<(), JournalError> {
+    /// Writes a frame from where it was made.
+    fn write_frame(&mut self, frame: &PackedFrame, encoded: &EncodedFrame) -> Result<(), JournalError> {
         let writer = self.packer.writer();
-        if writer.finished().len() < WRITE_BYTES {
-            return Ok(());
-        }
-        (self.place.check_room)(writer.stored_bytes())?;
-        let written = self.file.append(writer.finished());
-        written.map_err(|error| failed(self.place.request, self.next.0, error))?;
+        let before = self.file.append(writer.finished());
         writer.take_finished();
-        Ok(())
+        self.packer.place(frame, encoded);
+        (self.place.check_room)(self.packer.writer().stored_bytes())?;
+        let written = before.and_then(|()| self.file.append(encoded.stored()));
+        written.map_err(|error| failed(self.place.request, self.next.0, error))
     }
 
     fn finish(mut self, last: bool) -> Result<(StoredSegment, Vec<LearntBlock>), JournalError> {

@@ -9,19 +9,29 @@ pub(crate) fn in_parallel<T: Send, E: Send>(
     count: usize,
     work: impl Fn(usize) -> Result<T, E> + Sync,
 ) -> Result<Vec<T>, E> {
+    in_parallel_with(count, || (), |(), number| work(number))
+}
+
+/// Like [`in_parallel`]; each thread has what `tools` makes.
+pub(crate) fn in_parallel_with<S, T: Send, E: Send>(
+    count: usize,
+    tools: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, usize) -> Result<T, E> + Sync,
+) -> Result<Vec<T>, E> {
     let cores = thread::available_parallelism().map_or(1, usize::from).min(count);
     if cores < 2 {
-        return (0..count).map(work).collect();
+        let mut tools = tools();
+        return (0..count).map(|number| work(&mut tools, number)).collect();
     }
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let run = || {
-        let mut answers = Vec::new();
+        let (mut tools, mut answers) = (tools(), Vec::new());
         while !failed.load(Ordering::Relaxed) {
             let number = next.fetch_add(1, Ordering::Relaxed);
             if number >= count {
                 break;
             }
-            let answer = work(number);
+            let answer = work(&mut tools, number);
             failed.fetch_or(answer.is_err(), Ordering::Relaxed);
             answers.push((number, answer));
         }

@@ -4,11 +4,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use journal_format::segment::{FrameEntry, HEADER_BYTES, SegmentIndex, TRAILER_BYTES, Trailer};
+use journal_format::segment::{FrameDecoder, FrameEntry, HEADER_BYTES, SegmentIndex, TRAILER_BYTES, Trailer};
 use journal_format::{FormatError, Hash};
 
 use crate::error::{StoreError, io_error};
-use crate::parallel::in_parallel;
+use crate::parallel::in_parallel_with;
 
 /// Reads and verifies everything of a segment but its payload.
 pub(crate) fn read_index(path: &Path) -> Result<SegmentIndex, StoreError> {
@@ -21,10 +21,12 @@ pub(crate) fn read_index(path: &Path) -> Result<SegmentIndex, StoreError> {
 pub(crate) fn verify(path: &Path) -> Result<(SegmentIndex, Vec<Vec<Hash>>), StoreError> {
     let file = File::open(path).map_err(io_error("open", path))?;
     let index = index_of(&file, path)?;
-    let hashes = in_parallel(index.frames.len(), |number| {
+    let tools = || (FrameDecoder::default(), Vec::new());
+    let hashes = in_parallel_with(index.frames.len(), tools, |(decoder, stored), number| {
         let frame = &index.frames[number];
-        let stored = read_range(&file, path, frame.offset, frame.stored_bytes as usize)?;
-        let decoded = frame.decode_hashed(&stored);
+        stored.resize(frame.stored_bytes as usize, 0);
+        read_exact(&file, path, frame.offset, stored)?;
+        let decoded = frame.decode_hashed(decoder, stored);
         decoded.map(|(_, hashes)| hashes).map_err(|source| damaged(path, source))
     })?;
     Ok((index, hashes))
@@ -70,11 +72,16 @@ fn index_of(file: &File, path: &Path) -> Result<SegmentIndex, StoreError> {
 
 fn read_range(file: &File, path: &Path, offset: u64, size: usize) -> Result<Vec<u8>, StoreError> {
     let mut bytes = vec![0; size];
-    match file.read_exact_at(&mut bytes, offset) {
-        Ok(()) => Ok(bytes),
+    read_exact(file, path, offset, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_exact(file: &File, path: &Path, offset: u64, bytes: &mut [u8]) -> Result<(), StoreError> {
+    match file.read_exact_at(bytes, offset) {
+        Ok(()) => Ok(()),
         // The file is shorter than its index says: damage, not a fault that passes.
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-            let (part, expected) = ("the segment", offset + size as u64);
+            let (part, expected) = ("the segment", offset + bytes.len() as u64);
             let actual = file.metadata().map_or(0, |metadata| metadata.len());
             Err(damaged(path, FormatError::Truncated { part, expected, actual }))
         }

@@ -4,11 +4,13 @@
 //! protected site, the wire, the recovery site and a bucket share one definition. Start with `FORMAT.md`, then
 //! [`segment`].
 
+mod block_hash;
 pub mod definition;
 mod error;
 mod ids;
 pub mod segment;
 
+pub use block_hash::hash_blocks;
 pub use error::{ErrorKind, FormatError, with_causes};
 pub use ids::{
     BookmarkName, Epoch, Generation, GroupName, Hash, PointId, Position, Sequence, Timestamp, VolumeName,

@@ -15,8 +15,8 @@ pub use build::{
     BuildOptions, FrameSlot, SealedSegment, SegmentBuilder, SegmentTail, SegmentWriter, block_pieces,
 };
 pub use frame::{
-    EncodedFrame, FrameCodec, FrameEncoder, FrameEntry, FrameKind, apply_difference, block_hashes,
-    combined_hash,
+    EncodedFrame, FrameCodec, FrameDecoder, FrameEncoder, FrameEntry, FrameKind, apply_difference,
+    block_hashes, combined_hash,
 };
 pub use index::{Extent, ExtentContent};
 pub use layout::{

@@ -1,7 +1,7 @@
 //! What the threads of sealing do: hash pieces, make frames. Pure: bytes in, bytes out.
 
 use journal_format::segment::{EncodedFrame, FrameEncoder, apply_difference, block_hashes, combined_hash};
-use journal_format::{BLOCK_BYTES, Hash, is_zero};
+use journal_format::{BLOCK_BYTES, Hash, hash_blocks, is_zero};
 
 use crate::previous::{DIFFERING_BYTES_MAX, differing_bytes};
 
@@ -41,7 +41,8 @@ pub(super) struct FrameJob<'a> {
 
 pub(super) enum Job<'a> {
     Look(Vec<Piece<'a>>),
-    Encode(FrameJob<'a>),
+    /// Makes a frame in this memory, whatever it holds.
+    Encode(FrameJob<'a>, Vec<u8>),
 }
 
 pub(super) enum Done<'a> {
@@ -54,30 +55,57 @@ pub(super) fn worker<'a>(level: i32) -> impl FnMut(Job<'a>) -> Done<'a> {
     let mut encoder = FrameEncoder::new(level);
     let mut raw = Vec::new();
     move |job| match job {
-        Job::Look(pieces) => Done::Looked(pieces.into_iter().map(|piece| (piece, look(&piece))).collect()),
-        Job::Encode(job) => Done::Encoded(encode(&mut encoder, &mut raw, &job)),
+        Job::Look(pieces) => Done::Looked(look(pieces)),
+        Job::Encode(job, buffer) => Done::Encoded(encode(&mut encoder, &mut raw, &job, buffer)),
     }
 }
 
-fn look(piece: &Piece<'_>) -> Content {
-    match piece.data {
-        None => Content::Zero,
-        Some(data) if is_zero(data) => Content::Zero,
-        Some(data) if data.len() as u64 != BLOCK_BYTES => Content::Fragment,
-        Some(data) => {
-            let similar = |previous: &&[u8]| differing_bytes(previous, data) <= DIFFERING_BYTES_MAX;
-            let previous = piece.previous.filter(similar).map(Hash::of);
-            Content::Block { hash: Hash::of(data), previous }
+type Block = [u8; BLOCK_BYTES as usize];
+
+/// What of a piece has to be hashed.
+enum Look<'a> {
+    Nothing(Content),
+    Block { block: &'a Block, previous: Option<&'a Block> },
+}
+
+fn look(pieces: Vec<Piece<'_>>) -> Vec<(Piece<'_>, Content)> {
+    let looks: Vec<Look<'_>> = pieces.iter().map(look_at).collect();
+    let blocks = looks.iter().flat_map(|look| match look {
+        Look::Nothing(_) => [None, None],
+        Look::Block { block, previous } => [Some(*block), *previous],
+    });
+    let mut hashes = Vec::with_capacity(pieces.len());
+    hash_blocks(blocks.flatten(), &mut hashes);
+    let mut hashes = hashes.into_iter();
+    let mut next = || hashes.next().expect("every block has a hash");
+    let contents = looks.iter().map(|look| match look {
+        Look::Nothing(content) => *content,
+        Look::Block { previous, .. } => {
+            Content::Block { hash: next(), previous: previous.is_some().then(&mut next) }
         }
-    }
+    });
+    pieces.iter().copied().zip(contents).collect()
 }
 
-fn encode(encoder: &mut FrameEncoder, raw: &mut Vec<u8>, job: &FrameJob<'_>) -> EncodedFrame {
+fn look_at<'a>(piece: &Piece<'a>) -> Look<'a> {
+    let Some(data) = piece.data.filter(|data| !is_zero(data)) else { return Look::Nothing(Content::Zero) };
+    let Ok(block) = <&Block>::try_from(data) else { return Look::Nothing(Content::Fragment) };
+    let similar = |previous: &&[u8]| differing_bytes(previous, data) <= DIFFERING_BYTES_MAX;
+    let previous = piece.previous.filter(similar).and_then(|previous| previous.try_into().ok());
+    Look::Block { block, previous }
+}
+
+fn encode(
+    encoder: &mut FrameEncoder,
+    raw: &mut Vec<u8>,
+    job: &FrameJob<'_>,
+    buffer: Vec<u8>,
+) -> EncodedFrame {
     raw.clear();
     job.pieces.iter().for_each(|piece| raw.extend_from_slice(piece));
     for (block, base) in raw.chunks_mut(BLOCK_BYTES as usize).zip(&job.bases) {
         apply_difference(block, base);
     }
     let raw_hash = job.raw_hash.unwrap_or_else(|| combined_hash(&block_hashes(raw)));
-    encoder.encode(raw, raw_hash)
+    encoder.encode(raw, raw_hash, buffer)
 }

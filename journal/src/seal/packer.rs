@@ -1,6 +1,7 @@
 //! Deciding how each piece is carried: as zeroes, as a reference, as a difference, or in a frame.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use journal_format::segment::{
     BlockPlace, EncodedFrame, FrameSlot, Reference, SegmentSource, SegmentWriter, combined_hash,
@@ -67,12 +68,27 @@ pub(super) struct Packer<'a> {
     fragments: Open<'a>,
     run: Option<Run>,
     /// Blocks of this segment.
-    own: HashMap<Hash, (FrameSlot, u32)>,
+    own: HashMap<Hash, (FrameSlot, u32), BuildHasherDefault<FirstBytes>>,
     learnt: Vec<(FrameSlot, LearntBlock)>,
     /// The number of each source in this segment, `None` for one that may not be referred to.
     sources: HashMap<u32, Option<u32>>,
     packed_bytes: u64,
     counters: SealCounters,
+}
+
+/// Takes the first bytes of a [`Hash`] for its place in a table: they are as good as any.
+#[derive(Default)]
+struct FirstBytes(u64);
+
+impl Hasher for FirstBytes {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    /// What is written last counts; before the bytes of a hash that is their number.
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.first_chunk().map_or(0, |first| u64::from_le_bytes(*first));
+    }
 }
 
 /// How the blocks of a segment are carried.
@@ -107,7 +123,7 @@ impl<'a> Packer<'a> {
             differences: Open::default(),
             fragments: Open::default(),
             run: None,
-            own: HashMap::new(),
+            own: HashMap::default(),
             learnt: Vec::new(),
             sources: HashMap::new(),
             packed_bytes: 0,
@@ -239,10 +255,10 @@ impl<'a> Packer<'a> {
         open.map(|open| open.take_if(|_| true)).into_iter().flatten()
     }
 
-    /// Takes a frame that is made.
-    pub(super) fn push(&mut self, frame: PackedFrame, encoded: &EncodedFrame) {
+    /// Takes in where a frame lies that is made: behind everything that was taken from the writer.
+    pub(super) fn place(&mut self, frame: &PackedFrame, encoded: &EncodedFrame) {
         let bases = frame.bases.as_ref().map(|(bases, hash)| (&bases[..], *hash));
-        self.writer.push_frame(frame.slot, encoded, bases);
+        self.writer.place_frame(frame.slot, encoded, bases);
     }
 
     /// The finished writer, and the blocks that are known from now on.

@@ -123,6 +123,33 @@ impl SegmentWriter {
         frame: &EncodedFrame,
         bases: Option<(&[BlockPlace], Hash)>,
     ) -> u32 {
+        let number = self.enter_frame(slot, frame, bases);
+        self.bytes.extend_from_slice(&frame.stored);
+        number
+    }
+
+    /// Like [`SegmentWriter::push_frame`], for a caller who takes the frame's bytes from the frame itself.
+    ///
+    /// # Panics
+    /// If something that is finished was not taken.
+    pub fn place_frame(
+        &mut self,
+        slot: FrameSlot,
+        frame: &EncodedFrame,
+        bases: Option<(&[BlockPlace], Hash)>,
+    ) -> u32 {
+        assert!(self.bytes.is_empty(), "what lies before the frame was not taken");
+        let number = self.enter_frame(slot, frame, bases);
+        self.taken_bytes += frame.stored.len() as u64;
+        number
+    }
+
+    fn enter_frame(
+        &mut self,
+        slot: FrameSlot,
+        frame: &EncodedFrame,
+        bases: Option<(&[BlockPlace], Hash)>,
+    ) -> u32 {
         let first_base = self.tables.bases.len() as u32;
         let kind = match bases {
             None => FrameKind::Plain,
@@ -141,7 +168,6 @@ impl SegmentWriter {
             stored_hash: frame.stored_hash,
             raw_hash: frame.raw_hash,
         });
-        self.bytes.extend_from_slice(&frame.stored);
         self.payload_bytes += u64::from(frame.raw_bytes);
         self.slots[slot.0 as usize] = Some(number);
         number
@@ -286,8 +312,9 @@ impl SegmentBuilder {
     }
 
     fn close_frame(&mut self) {
-        if let Some((slot, raw)) = self.open.take() {
-            let frame = self.encoder.encode(&raw, combined_hash(&block_hashes(&raw)));
+        if let Some((slot, mut raw)) = self.open.take() {
+            let raw_hash = combined_hash(&block_hashes(&raw));
+            let frame = self.encoder.encode(&mut raw, raw_hash, Vec::new());
             self.writer.push_frame(slot, &frame, None);
         }
     }

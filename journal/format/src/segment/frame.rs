@@ -1,7 +1,7 @@
 //! Frames: blocks that are compressed together.
 
 use super::layout::{MAX_FRAME_RAW_BYTES, at_most, hash_at, u32_at};
-use crate::{BLOCK_BYTES, FormatError, Hash, SECTOR_BYTES};
+use crate::{BLOCK_BYTES, FormatError, Hash, SECTOR_BYTES, hash_blocks};
 
 pub(super) const FRAME_ENTRY_BYTES: usize = 80;
 const PART: &str = "the segment's frame table";
@@ -50,16 +50,20 @@ pub struct FrameEntry {
 
 /// Hashes of consecutive blocks; the last one may be shorter.
 pub fn block_hashes(bytes: &[u8]) -> Vec<Hash> {
-    bytes.chunks(BLOCK_BYTES as usize).map(Hash::of).collect()
+    let mut hashes = Vec::with_capacity(bytes.len().div_ceil(BLOCK_BYTES as usize));
+    let (blocks, rest) = bytes.as_chunks();
+    hash_blocks(blocks, &mut hashes);
+    hashes.extend((!rest.is_empty()).then(|| Hash::of(rest)));
+    hashes
 }
 
 /// The hash of several blocks: that of their hashes.
 pub fn combined_hash<'a>(hashes: impl IntoIterator<Item = &'a Hash>) -> Hash {
-    let mut hasher = blake3::Hasher::new();
-    for hash in hashes {
-        hasher.update(&hash.0);
-    }
-    Hash(*hasher.finalize().as_bytes())
+    let hashes = hashes.into_iter();
+    // In one piece they are hashed several times as fast as one after the other.
+    let mut bytes = Vec::with_capacity(hashes.size_hint().0 * size_of::<Hash>());
+    hashes.for_each(|hash| bytes.extend_from_slice(&hash.0));
+    Hash::of(&bytes)
 }
 
 /// Combines `bytes` with as many bytes of a base by exclusive or. Done twice it takes the difference back.
@@ -73,9 +77,17 @@ impl FrameEntry {
     ///
     /// # Errors
     /// [`FormatError`] if a hash does not match, before or after decompression.
-    pub fn decode_hashed(&self, stored: &[u8]) -> Result<(Vec<u8>, Vec<Hash>), FormatError> {
-        let raw = self.decode(stored)?;
-        let hashes = block_hashes(&raw);
+    pub fn decode_hashed<'a>(
+        &self,
+        decoder: &'a mut FrameDecoder,
+        stored: &'a [u8],
+    ) -> Result<(&'a [u8], Vec<Hash>), FormatError> {
+        self.verify_stored(stored)?;
+        let raw = match self.codec {
+            FrameCodec::Stored => stored,
+            FrameCodec::Zstd => decoder.decompress(stored, self.raw_bytes)?,
+        };
+        let hashes = block_hashes(raw);
         if combined_hash(&hashes) == self.raw_hash {
             Ok((raw, hashes))
         } else {
@@ -83,7 +95,20 @@ impl FrameEntry {
         }
     }
 
-    fn decode(&self, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
+    /// Verifies and decompresses the frame like [`FrameEntry::decode_hashed`], into memory of its own.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn decode(&self, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
+        let mut decoder = FrameDecoder::default();
+        self.decode_hashed(&mut decoder, stored)?;
+        Ok(match self.codec {
+            FrameCodec::Stored => stored.to_vec(),
+            FrameCodec::Zstd => decoder.raw,
+        })
+    }
+
+    fn verify_stored(&self, stored: &[u8]) -> Result<(), FormatError> {
         const PART: &str = "a frame";
         if stored.len() != self.stored_bytes as usize {
             let (expected, actual) = (self.stored_bytes.into(), stored.len() as u64);
@@ -92,13 +117,7 @@ impl FrameEntry {
         if Hash::of(stored) != self.stored_hash {
             return Err(FormatError::Hash { part: PART });
         }
-        match self.codec {
-            FrameCodec::Stored => Ok(stored.to_vec()),
-            FrameCodec::Zstd => zstd::bulk::decompress(stored, self.raw_bytes as usize)
-                .ok()
-                .filter(|raw| raw.len() == self.raw_bytes as usize)
-                .ok_or(FormatError::Decompress { raw_bytes: self.raw_bytes.into() }),
-        }
+        Ok(())
     }
 
     /// Number of its blocks.
@@ -154,6 +173,24 @@ impl FrameEntry {
     }
 }
 
+/// Decompresses frames, one after the other, into the same memory.
+#[derive(Default)]
+pub struct FrameDecoder {
+    decompressor: zstd::bulk::Decompressor<'static>,
+    raw: Vec<u8>,
+}
+
+impl FrameDecoder {
+    fn decompress(&mut self, stored: &[u8], raw_bytes: u32) -> Result<&[u8], FormatError> {
+        self.raw.clear();
+        self.raw.reserve(raw_bytes as usize);
+        match self.decompressor.decompress_to_buffer(stored, &mut self.raw) {
+            Ok(size) if size == raw_bytes as usize => Ok(&self.raw),
+            _ => Err(FormatError::Decompress { raw_bytes: raw_bytes.into() }),
+        }
+    }
+}
+
 /// A frame that is ready for a segment.
 #[derive(Clone, Debug)]
 pub struct EncodedFrame {
@@ -164,17 +201,50 @@ pub struct EncodedFrame {
     pub(super) raw_hash: Hash,
 }
 
+impl EncodedFrame {
+    /// The bytes as stored.
+    pub fn stored(&self) -> &[u8] {
+        &self.stored
+    }
+
+    /// The memory of the bytes, for another frame.
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.stored
+    }
+}
+
+/// zstd level at which a sample is compressed: the lowest that looks for frequent bytes, too.
+const SAMPLE_LEVEL: i32 = 1;
+/// One of so many blocks is in the sample.
+const SAMPLE_STRIDE: usize = 16;
+/// A smaller frame is compressed without a sample.
+const SAMPLED_BYTES_MIN: usize = 256 << 10;
+/// What shrinks by less than a part in so many is not worth it to compress.
+const GAIN: usize = 64;
+
 /// Compresses frames, one after the other.
 pub struct FrameEncoder {
     compressor: zstd::bulk::Compressor<'static>,
     level: i32,
+    /// Whether compressing the frame before was worth it: the next is likely to be of the same kind.
+    gained: bool,
+    sampler: zstd::bulk::Compressor<'static>,
+    sample: Vec<u8>,
+    compressed_sample: Vec<u8>,
 }
 
 impl FrameEncoder {
     /// Compresses at this zstd level.
     pub fn new(level: i32) -> Self {
-        let compressor = zstd::bulk::Compressor::new(level).expect("zstd takes every level");
-        FrameEncoder { compressor, level }
+        let compressor = |level| zstd::bulk::Compressor::new(level).expect("zstd takes every level");
+        FrameEncoder {
+            compressor: compressor(level),
+            level,
+            gained: true,
+            sampler: compressor(SAMPLE_LEVEL),
+            sample: Vec::new(),
+            compressed_sample: Vec::new(),
+        }
     }
 
     /// The zstd level.
@@ -182,19 +252,42 @@ impl FrameEncoder {
         self.level
     }
 
-    /// Makes a frame of `raw`, of which `raw_hash` is the combined hash.
-    pub fn encode(&mut self, raw: &[u8], raw_hash: Hash) -> EncodedFrame {
-        let mut stored = Vec::with_capacity(zstd::zstd_safe::compress_bound(raw.len()));
-        let compressed = self.compressor.compress_to_buffer(raw, &mut stored);
-        let codec = match compressed {
-            Ok(size) if size < raw.len() => FrameCodec::Zstd,
-            _ => {
-                stored.clear();
-                stored.extend_from_slice(raw);
-                FrameCodec::Stored
-            }
+    /// Makes a frame of `raw`, of which `raw_hash` is the combined hash, in the memory of `buffer`, whatever that holds. What `raw` holds
+    /// afterwards is of no use.
+    pub fn encode(&mut self, raw: &mut Vec<u8>, raw_hash: Hash, buffer: Vec<u8>) -> EncodedFrame {
+        let (mut stored, raw_bytes) = (buffer, raw.len());
+        stored.clear();
+        let is_tried = self.gained || raw.len() < SAMPLED_BYTES_MIN || self.sample_gains(raw);
+        let codec = if is_tried && self.compress(raw, &mut stored) {
+            FrameCodec::Zstd
+        } else {
+            std::mem::swap(raw, &mut stored);
+            FrameCodec::Stored
         };
+        self.gained = is_worth_it(stored.len(), raw_bytes);
         let stored_hash = Hash::of(&stored);
-        EncodedFrame { stored, raw_bytes: raw.len() as u32, codec, stored_hash, raw_hash }
+        EncodedFrame { stored, raw_bytes: raw_bytes as u32, codec, stored_hash, raw_hash }
     }
+
+    /// Tells whether the frame became smaller.
+    fn compress(&mut self, raw: &[u8], stored: &mut Vec<u8>) -> bool {
+        stored.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        self.compressor.compress_to_buffer(raw, stored).is_ok_and(|size| size < raw.len())
+    }
+
+    /// Guesses from a sample whether it is worth it to compress.
+    fn sample_gains(&mut self, raw: &[u8]) -> bool {
+        self.sample.clear();
+        let blocks = raw.chunks(BLOCK_BYTES as usize).step_by(SAMPLE_STRIDE);
+        blocks.for_each(|block| self.sample.extend_from_slice(block));
+        let sample_bytes = self.sample.len();
+        self.compressed_sample.clear();
+        self.compressed_sample.reserve(zstd::zstd_safe::compress_bound(sample_bytes));
+        let compressed = self.sampler.compress_to_buffer(&self.sample, &mut self.compressed_sample);
+        compressed.is_ok_and(|size| is_worth_it(size, sample_bytes))
+    }
+}
+
+fn is_worth_it(stored_bytes: usize, raw_bytes: usize) -> bool {
+    stored_bytes < raw_bytes - raw_bytes / GAIN
 }

@@ -1,6 +1,6 @@
 //! Reading and verifying a segment.
 
-use super::frame::FrameEntry;
+use super::frame::{FrameDecoder, FrameEntry};
 use super::index::{Extent, Tables, check_order};
 use super::layout::{HEADER_BYTES, Header, TRAILER_BYTES, Trailer};
 use super::meta::SegmentMeta;
@@ -101,9 +101,10 @@ pub fn verify_segment(bytes: &[u8]) -> Result<SegmentIndex, FormatError> {
     };
     let index_offset = Trailer::decode(trailer, bytes, file_bytes)?.index_offset as usize;
     let index = SegmentIndex::decode(bytes, &bytes[index_offset..], file_bytes)?;
+    let mut decoder = FrameDecoder::default();
     for frame in &index.frames {
         let start = frame.offset as usize;
-        frame.decode_hashed(&bytes[start..start + frame.stored_bytes as usize])?;
+        frame.decode_hashed(&mut decoder, &bytes[start..start + frame.stored_bytes as usize])?;
     }
     Ok(index)
 }

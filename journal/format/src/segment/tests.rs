@@ -90,8 +90,9 @@ fn sectors(bytes: &[u8]) -> Vec<(u16, u64, Vec<u8>)> {
             ExtentContent::Frame { frame, offset } => {
                 let frame = &index.frames[frame as usize];
                 let start = frame.offset as usize;
-                let (raw, _) =
-                    frame.decode_hashed(&bytes[start..start + frame.stored_bytes as usize]).unwrap();
+                let stored = &bytes[start..start + frame.stored_bytes as usize];
+                let mut decoder = FrameDecoder::default();
+                let (raw, _) = frame.decode_hashed(&mut decoder, stored).unwrap();
                 raw[offset as usize..][..extent.length as usize].to_vec()
             }
             ExtentContent::Reference(_) => unreachable!("the builder refers to nothing"),
@@ -203,7 +204,8 @@ fn a_frame_that_claims_more_than_it_holds_is_refused() {
         stored_hash: Hash::of(&stored),
         raw_hash: Hash::ZERO,
     };
-    assert_eq!(entry.decode_hashed(&stored).map(drop), Err(FormatError::Decompress { raw_bytes: 1 << 20 }));
+    let decoded = entry.decode_hashed(&mut FrameDecoder::default(), &stored).map(drop);
+    assert_eq!(decoded, Err(FormatError::Decompress { raw_bytes: 1 << 20 }));
 }
 
 /// Ranges in units of sectors: (gap to the one before, length, fill; fill 0 is a range of zeroes).
@@ -268,8 +270,9 @@ fn source(sequence: u64) -> SegmentSource {
 fn referring(take: &mut dyn FnMut(&mut SegmentWriter)) -> SegmentWriter {
     let (mut writer, mut encoder) = (SegmentWriter::new(), FrameEncoder::new(1));
     let mut encode = |fill: u8| {
-        let raw = vec![fill; 8192];
-        encoder.encode(&raw, combined_hash(&block_hashes(&raw)))
+        let mut raw = vec![fill; 8192];
+        let raw_hash = combined_hash(&block_hashes(&raw));
+        encoder.encode(&mut raw, raw_hash, Vec::new())
     };
     let (plain, difference) = (writer.open_frame(), writer.open_frame());
     writer.add_framed(0, 0, 4096, difference, 4096);
@@ -349,4 +352,34 @@ fn a_segment_that_is_taken_in_pieces_has_the_same_bytes() {
     assert_eq!(tail.size_bytes, taken.len() as u64);
     assert_eq!((tail.position, tail.parent), (whole.position, whole.parent));
     assert!(taken == whole.bytes);
+}
+
+#[test]
+fn frames_that_gain_nothing_are_stored_and_those_behind_them_that_gain_are_not() {
+    let mut state = 1_u64;
+    let mut noise = |bytes: usize| -> Vec<u8> {
+        let byte = |_| {
+            state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+            (state >> 56) as u8
+        };
+        (0..bytes).map(byte).collect()
+    };
+    let mut encoder = FrameEncoder::new(3);
+    let mut buffer = Vec::new();
+    for fill in [None, None, Some(7), None, Some(8), Some(9)] {
+        let mut raw = fill.map_or_else(|| noise(MIB as usize), |fill| vec![fill; MIB as usize]);
+        let (content, raw_hash) = (raw.clone(), combined_hash(&block_hashes(&raw)));
+        let frame = encoder.encode(&mut raw, raw_hash, buffer);
+        assert_eq!(frame.codec, if fill.is_some() { FrameCodec::Zstd } else { FrameCodec::Stored });
+        let mut writer = SegmentWriter::new();
+        let slot = writer.open_frame();
+        writer.push_frame(slot, &frame, None);
+        writer.add_framed(0, 0, MIB, slot, 0);
+        let tail = writer.finish_tail(&header(), &meta());
+        let mut bytes = tail.bytes;
+        bytes[..HEADER_BYTES].copy_from_slice(&tail.header);
+        let index = verify_segment(&bytes).unwrap();
+        assert_eq!(index.frames[0].decode(frame.stored()).unwrap(), content);
+        buffer = frame.into_buffer();
+    }
 }
