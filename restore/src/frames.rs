@@ -17,6 +17,14 @@ const TABLES_BYTES_MAX: u64 = 64 << 20;
 pub(crate) const DIFFERENCE_STEPS_MAX: u8 = 4;
 const BLOCK: usize = BLOCK_BYTES as usize;
 
+/// How many places, from the first on, lie behind one another in one frame.
+pub(crate) fn run_of_places(places: &[BlockPlace]) -> usize {
+    let follows = |pair: &&[BlockPlace]| {
+        pair[1] == BlockPlace { offset: pair[0].offset.wrapping_add(BLOCK as u32), ..pair[0] }
+    };
+    places.len().min(1 + places.windows(2).take_while(follows).count())
+}
+
 /// What of a segment's index is needed to read its blocks.
 pub(crate) struct FrameTable {
     /// The segment.
@@ -39,6 +47,12 @@ impl FrameTable {
         // The index was checked: there is a base for each block, and its source is listed.
         let place = self.bases[first_base as usize + block];
         (&self.sources[place.source as usize], place)
+    }
+
+    /// How many bases from that of `block` on, at most so many, lie behind one another in one frame.
+    fn run_of_bases(&self, first_base: u32, block: usize, count_max: usize) -> usize {
+        let bases = &self.bases[first_base as usize + block..][..count_max];
+        run_of_places(bases)
     }
 }
 
@@ -117,15 +131,18 @@ impl Frames {
         if steps > DIFFERENCE_STEPS_MAX {
             return Err(self.broken(table, "a block is taken from too many differences"));
         }
-        let mut base = [0; BLOCK];
+        let mut base = Vec::new();
         let mut at = 0;
         while at < differences.len() {
             let (block, skipped) = ((from + at) / BLOCK, (from + at) % BLOCK);
-            let length = (BLOCK - skipped).min(differences.len() - at);
+            let left = differences.len() - at;
+            let run = table.run_of_bases(first_base, block, (skipped + left).div_ceil(BLOCK));
+            let length = (run * BLOCK - skipped).min(left);
             let (source, place) = table.base(first_base, block);
             let start = u64::from(place.offset) + skipped as u64;
-            self.read_below(&*self.table(source)?, place.frame, start, &mut base[..length], steps)?;
-            apply_difference(&mut differences[at..at + length], &base[..length]);
+            base.resize(length, 0);
+            self.read_below(&*self.table(source)?, place.frame, start, &mut base, steps)?;
+            apply_difference(&mut differences[at..at + length], &base);
             at += length;
         }
         Ok(())

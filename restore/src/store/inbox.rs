@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use journal_format::segment::{MAX_SEGMENT_BYTES, SegmentIndex, SegmentSource};
-use journal_format::{ErrorKind, Generation, GroupName, Hash, Position, Timestamp};
+use journal_format::{ErrorKind, Generation, GroupName, Hash, Position, Sequence, Timestamp};
 use transport::{
     Begin, CallAnswer, CallRequest, Heartbeat, Inbox, PeerName, Refusal, RefusalKind, SegmentDescriptor,
     SegmentSink,
@@ -146,7 +146,7 @@ impl SegmentSink for Sink {
         let (mut index, hashes) = verified.map_err(|refusal| refusal.of_segment(sequence))?;
         drop(file);
         // Without the lock if all that it refers to is here: it is the long part.
-        let resolved = group.state().timeline.place(&segment) == Place::Next;
+        let resolved = sources_are_here(&group.state(), &segment, &index);
         if resolved {
             take_in_blocks(&shared, &group, part.path(), &index, hashes)
                 .map_err(|refusal| refusal.of_segment(sequence))?;
@@ -170,6 +170,18 @@ impl SegmentSink for Sink {
             attach(&shared, &group, &mut state, arrived).map_err(|refusal| refusal.of_segment(sequence))?;
         }
         Ok(state.timeline.head())
+    }
+}
+
+/// Whether what a segment refers to can be looked at already.
+fn sources_are_here(state: &GroupState, segment: &SegmentDescriptor, index: &SegmentIndex) -> bool {
+    let head = state.timeline.head().map_or(Sequence(0), |head| head.sequence);
+    let is_here = |source: &SegmentSource| source.group == index.header.group && source.sequence <= head;
+    match state.timeline.place(segment) {
+        Place::Next => true,
+        // Other groups' segments are attached or not, whenever one looks; what is looked at too early would be refused for good.
+        Place::Ahead => index.sources.iter().all(is_here),
+        _ => false,
     }
 }
 

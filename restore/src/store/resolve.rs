@@ -12,7 +12,7 @@ use journal_format::{BLOCK_BYTES, ErrorKind, Hash, with_causes};
 use super::writer::{Group, Shared};
 use crate::blocks::{self, BlockList, FrameBlocks};
 use crate::error::StoreError;
-use crate::frames::{DIFFERENCE_STEPS_MAX, FrameTable, Frames};
+use crate::frames::{DIFFERENCE_STEPS_MAX, FrameTable, Frames, run_of_places};
 use crate::parallel::in_parallel;
 use crate::segment_file;
 
@@ -93,10 +93,13 @@ pub(super) fn resolve(
     let own = own_blocks(&shared.frames, &table, path, hashes, |first_base, count, bases_hash| {
         let bases = &index.bases[first_base as usize..][..count];
         let mut found = FrameBlocks::default();
-        for base in bases {
-            let block = sources[base.source as usize].blocks(*base, 1)?;
-            found.hashes.extend(block.hashes);
-            found.steps.extend(block.steps);
+        let mut left = bases;
+        while let Some(&base) = left.first() {
+            let run = run_of_places(left);
+            let blocks = sources[base.source as usize].blocks(base, run)?;
+            found.hashes.extend(blocks.hashes);
+            found.steps.extend(blocks.steps);
+            left = &left[run..];
         }
         let first = bases.first().map_or(0, |base| base.source);
         if combined_hash(&found.hashes) != bases_hash {
