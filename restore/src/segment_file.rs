@@ -40,7 +40,7 @@ fn damaged(path: &Path, source: FormatError) -> StoreError {
 pub(crate) fn read_frame(path: &Path, frame: &FrameEntry) -> Result<Vec<u8>, StoreError> {
     let file = File::open(path).map_err(io_error("open", path))?;
     let stored = read_range(&file, path, frame.offset, frame.stored_bytes as usize)?;
-    frame.decode_hashed(&stored).map(|(raw, _)| raw).map_err(|source| damaged(path, source))
+    frame.decode(&stored).map_err(|source| damaged(path, source))
 }
 
 /// Verifies the bytes of one frame as they are stored, without decompressing them.

@@ -45,7 +45,7 @@ fn apply(images: &mut Vec<Vec<u8>>, bytes: &[u8], index: &SegmentIndex) {
             ExtentContent::Frame { frame, offset } => {
                 let frame = &index.frames[frame as usize];
                 let stored = &bytes[frame.offset as usize..][..frame.stored_bytes as usize];
-                let (raw, _) = frame.decode_hashed(stored).unwrap();
+                let raw = frame.decode(stored).unwrap();
                 target.copy_from_slice(&raw[offset as usize..][..target.len()]);
             }
         }
