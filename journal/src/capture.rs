@@ -164,6 +164,19 @@ pub(crate) struct EpochChanges {
 }
 
 impl EpochChanges {
+    /// What was read from legs, to be sealed like an epoch.
+    pub(crate) fn of(volumes: Vec<ExtentMap>) -> EpochChanges {
+        EpochChanges {
+            epoch: Epoch(0),
+            joining: vec![false; volumes.len()],
+            volumes,
+            previous: Vec::new(),
+            written_bytes: 0,
+            complete: false,
+            given_up: Vec::new(),
+        }
+    }
+
     /// Forgets what lies in regions that were given up: a resync reads them again, and sealing what it will read anyway would only let more
     /// be dropped. Returns how many bytes of payload that was.
     pub(crate) fn forget_given_up(&mut self) -> u64 {

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use journal_format::segment::{HEADER_BYTES, Header, SegmentIndex, TRAILER_BYTES, Trailer};
+pub(crate) use journal_format::segment::{file_name as segment_name, sequence_of};
 use journal_format::{Epoch, FormatError, Generation, GroupName, Hash, Position, Sequence, VolumeName};
 use serde::{Deserialize, Serialize};
 
@@ -483,16 +484,6 @@ fn note_changes(index: &SegmentIndex, changes: &mut Vec<SealedChange>) {
             _ => changes.push(SealedChange { volume: volume.clone(), range, epoch }),
         }
     }
-}
-
-/// File name of a segment.
-pub(crate) fn segment_name(sequence: Sequence) -> String {
-    format!("{:020}.seg", sequence.0)
-}
-
-fn sequence_of(name: &str) -> Option<Sequence> {
-    let digits = name.strip_suffix(".seg").filter(|digits| digits.len() == 20)?;
-    digits.parse().ok().map(Sequence)
 }
 
 fn new_state(group: GroupName) -> State {

@@ -74,6 +74,11 @@ impl KnownBlocks {
         self.index.lookup(&hash.0)
     }
 
+    /// Whether a block with this hash is known, as far as the first bytes of the hash tell.
+    pub(crate) fn holds(&self, hash: &Hash) -> bool {
+        self.find(hash).is_some()
+    }
+
     /// The segment that a location is in, if a segment `next` of `group` may refer to it: it lies before it in the chain, or the site has
     /// said that it has it.
     pub(crate) fn source(&self, segment: u32, group: &GroupName, next: Sequence) -> Option<SegmentSource> {

@@ -78,6 +78,14 @@ impl FileLeg {
     pub fn open(path: &Path) -> io::Result<FileLeg> {
         FileDisk::open(path, false).map(|disk| FileLeg { disk }).map_err(io::Error::other)
     }
+
+    /// Opens a leg that is only read.
+    ///
+    /// # Errors
+    /// As [`FileLeg::open`], except that it need not be writable.
+    pub fn open_for_reading(path: &Path) -> io::Result<FileLeg> {
+        FileDisk::open(path, true).map(|disk| FileLeg { disk }).map_err(io::Error::other)
+    }
 }
 
 impl Leg for FileLeg {

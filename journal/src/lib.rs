@@ -21,6 +21,7 @@ mod leg;
 mod previous;
 mod regions;
 mod seal;
+pub mod seed;
 #[cfg(test)]
 mod simulated;
 pub mod standby;
@@ -40,6 +41,7 @@ pub use known::{KnownBlocks, LearntBlock};
 pub use leg::{FileLeg, Leg, LegStamp};
 pub use regions::REGION_BYTES;
 pub use seal::SealCounters;
+pub use seed::{ExportedSeed, SeedError, SeedLeg, SeedSettings, export_seed};
 pub use standby::{Standby, StandbySegment, StandbySettings};
 pub use storage::{DirStorage, NewFile, Storage, UpdateFile};
 pub use tap::{TapVolume, leg_in_description};

@@ -19,7 +19,8 @@ use journal_format::{BLOCK_BYTES, Epoch, Generation, GroupName, Hash, Sequence, 
 
 use self::jobs::{Done, Job, Piece};
 pub use self::packer::SealCounters;
-use self::packer::{Directory, Packed, PackedFrame, Packer, source_of};
+pub(crate) use self::packer::source_of;
+use self::packer::{Directory, Packed, PackedFrame, Packer};
 use self::pool::{Pool, Ticket, with_pool};
 use crate::capture::EpochChanges;
 use crate::chain::{StoredSegment, segment_name, storage_error};
@@ -29,7 +30,7 @@ use crate::known::{KnownBlocks, LearntBlock};
 use crate::storage::{NewFile, Storage};
 
 /// Payload at which a part of an epoch is closed, in bytes before compression.
-const PART_PAYLOAD_BYTES: u64 = 64 << 20;
+pub(crate) const PART_PAYLOAD_BYTES: u64 = 64 << 20;
 /// Size of the index at which a part of an epoch is closed, in bytes before compression.
 const PART_INDEX_BYTES: usize = 32 << 20;
 /// Pieces that are hashed together: 1 MiB if they are whole blocks.

@@ -41,6 +41,9 @@ pub(crate) enum Command {
     /// The pair's two hosts
     #[command(subcommand)]
     Pair(PairCommand),
+    /// Bring a group's first copy to the recovery site on a disk
+    #[command(subcommand)]
+    Seed(SeedCommand),
     /// What the daemons know of their groups: state, lag, backlog, actual RPO, last point
     Status(StatusArgs),
     /// Recovery points of a store
@@ -106,6 +109,67 @@ pub(crate) enum PairCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+const SEED_EXPORT_EXAMPLES: &str = "Examples:
+  thirdsite seed export --config source.toml demo /mnt/disk/demo-seed
+  thirdsite seed export --config source.toml demo /mnt/disk/demo-seed   # again: adds what is new
+
+Interrupted, it goes on behind the last whole segment when it is run again. At the recovery site, 'thirdsite seed import' takes the folder in.";
+
+const SEED_IMPORT_EXAMPLES: &str = "Examples:
+  thirdsite seed import --config site.toml /mnt/disk/demo-seed
+  thirdsite seed import --store /srv/thirdsite /mnt/disk/demo-seed
+
+The recovery site's daemon must not run meanwhile. Interrupted, it goes on where it was when it is run again.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SeedCommand {
+    /// At the protected site: write what a group's disks hold into a folder; VMs and the agent may run
+    #[command(after_help = SEED_EXPORT_EXAMPLES)]
+    Export(SeedExportArgs),
+    /// At the recovery site: verify a folder that was carried there and take it in
+    #[command(after_help = SEED_IMPORT_EXAMPLES)]
+    Import(SeedImportArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SeedExportArgs {
+    /// Settings file (source.toml)
+    #[arg(long)]
+    pub(crate) config: PathBuf,
+    /// The group
+    pub(crate) group: GroupName,
+    /// Folder of the seed: empty or absent to begin one, that of an earlier export to add what is new
+    #[arg(value_name = "DIR")]
+    pub(crate) folder: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SeedImportArgs {
+    #[command(flatten)]
+    pub(crate) into: ImportTarget,
+    /// Folder of the seed, as 'seed export' has written it
+    #[arg(value_name = "DIR")]
+    pub(crate) folder: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The store that takes a seed in.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct ImportTarget {
+    /// Settings file (site.toml); its store is made if there is none yet
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Folder of a store that exists
+    #[arg(long, value_name = "STORE")]
+    pub(crate) store: Option<PathBuf>,
 }
 
 /// The agent that is asked.

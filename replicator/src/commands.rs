@@ -7,6 +7,7 @@ mod point;
 mod recover;
 mod reload;
 mod resync;
+mod seed;
 mod tap;
 mod verify;
 
@@ -17,5 +18,6 @@ pub(crate) use self::point::list_points;
 pub(crate) use self::recover::{export, restore};
 pub(crate) use self::reload::reload;
 pub(crate) use self::resync::resync;
+pub(crate) use self::seed::{export_seed, import_seed};
 pub(crate) use self::tap::{insert, remove};
 pub(crate) use self::verify::verify;

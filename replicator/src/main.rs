@@ -20,7 +20,8 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{
-    Cli, Command, IdentityCommand, PairCommand, PointCommand, SiteCommand, SourceCommand, TapCommand,
+    Cli, Command, IdentityCommand, PairCommand, PointCommand, SeedCommand, SiteCommand, SourceCommand,
+    TapCommand,
 };
 use crate::failure::{Failure, exit};
 use crate::settings::SettingsError;
@@ -68,6 +69,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             commands::takeover(&agent.control, timeout, json)
         }
         Command::Resync(args) => commands::resync(&args),
+        Command::Seed(SeedCommand::Export(args)) => commands::export_seed(&args),
+        Command::Seed(SeedCommand::Import(args)) => commands::import_seed(&args),
         Command::Status(args) => commands::status(&args),
         Command::Point(PointCommand::List { group, store, last, json }) => {
             commands::list_points(&group, &store.store, last, json)

@@ -75,8 +75,11 @@ impl Site {
     fn status(&self) -> Result<Value, Failure> {
         let now = SystemClock.now();
         let groups = self.store.groups().map_err(|error| store_failure(&error))?;
-        let groups: Vec<Value> =
-            groups.iter().map(|group| group_status(group, self.writer.received(&group.group), now)).collect();
+        let describe = |group: &GroupSummary| {
+            let seed_of = self.store.seed_of(&group.group).map_err(|error| store_failure(&error))?;
+            Ok(group_status(group, seed_of.as_ref(), self.writer.received(&group.group), now))
+        };
+        let groups = groups.iter().map(describe).collect::<Result<Vec<Value>, Failure>>()?;
         let connections = self.connections.borrow();
         let peers = connections
             .peers
@@ -98,10 +101,18 @@ impl Site {
 
 /// The actual RPO is measured here, from the newest complete point; a source that has nothing new to send has its point confirmed
 /// by each heartbeat.
-fn group_status(group: &GroupSummary, received: ReceivedCounters, now: Timestamp) -> Value {
+fn group_status(
+    group: &GroupSummary,
+    seed_of: Option<&GroupName>,
+    received: ReceivedCounters,
+    now: Timestamp,
+) -> Value {
     let silent = group.heartbeat.as_ref().map(|heartbeat| now.seconds_since(heartbeat.received_at));
     let rpo = group.newest.as_ref().map(|point| now.seconds_since(point.time));
+    let carried =
+        |of: &GroupName| format!("the seed of group '{of}': blocks that were carried here, no points");
     let (state, detail) = match (&group.newest, silent) {
+        _ if seed_of.is_some() => ("seed", seed_of.map(carried).unwrap_or_default()),
         (_, Some(silent)) if silent > SILENT_SECONDS => {
             ("silent", format!("the protected site has said nothing for {silent:.0} s"))
         }
@@ -117,6 +128,7 @@ fn group_status(group: &GroupSummary, received: ReceivedCounters, now: Timestamp
         "received_again_bytes": received.received_again_bytes,
         "compared_bytes": received.compared_bytes,
         "name": group.group,
+        "seed_of": seed_of,
         "state": state,
         "detail": detail,
         "actual_rpo_seconds": rpo,
@@ -142,6 +154,10 @@ pub(crate) fn enroll(
     groups: Vec<GroupName>,
     json: bool,
 ) -> anyhow::Result<()> {
+    if name == restore::SEED_PEER {
+        let hint = "the store's record of who writes a seed has this name: choose another one";
+        return Err(Failure::invalid(format!("no protected site can be named '{name}'"), hint).into());
+    }
     let settings: SiteSettings = settings::load(config)?;
     let own = crate::identity::load(&settings.identity)?.fingerprint().to_string();
     let peer = EnrolledPeer {

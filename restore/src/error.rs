@@ -94,6 +94,14 @@ pub enum StoreError {
         /// The group.
         group: GroupName,
     },
+    /// The group is a seed, of which there are no points.
+    #[error("group '{group}' is the seed of group '{of}': it has no points")]
+    Seed {
+        /// The seed.
+        group: GroupName,
+        /// The group that it is a first copy of.
+        of: GroupName,
+    },
     /// The point does not exist.
     #[error("group '{group}' has no {wanted}{}", listed(". Nearest: ", .nearest))]
     NoSuchPoint {
@@ -193,6 +201,7 @@ impl StoreError {
             | StoreError::Version { .. }
             | StoreError::UnknownGroup { .. }
             | StoreError::NoPoints { .. }
+            | StoreError::Seed { .. }
             | StoreError::NoSuchPoint { .. }
             | StoreError::NoSuchVolume { .. }
             | StoreError::Range { .. } => ErrorKind::Invalid,
@@ -228,6 +237,7 @@ impl StoreError {
             StoreError::NoPoints { .. } => {
                 "the first sync is not complete: 'thirdsite status' tells how far it is"
             }
+            StoreError::Seed { .. } => "points are those of the group that it is the seed of: name that one",
             StoreError::NoSuchPoint { .. } => "'thirdsite point list' prints all points of the group",
             StoreError::NoSuchVolume { .. } => {
                 "'thirdsite point list --json' prints the volumes of each point"

@@ -1,6 +1,6 @@
 //! The recovery site: keeps received segments, knows their points, and makes disks and running VMs of them again.
 //!
-//! [`ReceivedCounters, StoreWriter`] takes in what the transport receives. [`Store`] lists points and works without any daemon.
+//! [`ReceivedCounters, StoreWriter`] takes in what the transport receives, and [`import_seed`] what was carried. [`Store`] lists points and works without any daemon.
 //! [`PointView`] is a point that is open for reading; everything that gives its bytes away is made from one:
 //! an NBD server, raw, qcow2, device, and QEMU. `STORE.md` defines the folder.
 //!
@@ -24,6 +24,7 @@ mod image;
 mod local_server;
 mod parallel;
 mod program;
+mod seed;
 mod segment_file;
 mod select;
 mod store;
@@ -36,6 +37,7 @@ pub use error::StoreError;
 pub use export::{Access, exports_of};
 pub use image::{ImageError, ImageFormat, ImageOptions, Restored, restore_volume};
 pub use program::ProgramError;
+pub use seed::{ImportError, ImportedSeed, SEED_PEER, import_seed};
 pub use select::Selector;
 pub use store::{ReceivedCounters, Store, StoreWriter, WriterOptions};
 pub use verify::{DamagedSegment, GroupReport, verify_store};

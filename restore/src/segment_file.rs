@@ -4,7 +4,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use journal_format::segment::{FrameDecoder, FrameEntry, HEADER_BYTES, SegmentIndex, TRAILER_BYTES, Trailer};
+use journal_format::segment::{
+    FrameDecoder, FrameEntry, HEADER_BYTES, Header, SegmentIndex, TRAILER_BYTES, Trailer,
+};
 use journal_format::{FormatError, Hash};
 
 use crate::error::{StoreError, io_error};
@@ -53,7 +55,14 @@ pub(crate) fn check_frame(path: &Path, frame: &FrameEntry) -> Result<(), StoreEr
     Err(damaged(path, FormatError::Hash { part: "a frame" }))
 }
 
-fn index_of(file: &File, path: &Path) -> Result<SegmentIndex, StoreError> {
+/// Reads what a segment says that it is: header and trailer, which are verified together.
+pub(crate) fn read_outline(path: &Path) -> Result<(Header, Trailer), StoreError> {
+    let file = File::open(path).map_err(io_error("open", path))?;
+    let (header, trailer) = outline_of(&file, path)?;
+    Header::decode(&header).map(|header| (header, trailer)).map_err(|source| damaged(path, source))
+}
+
+fn outline_of(file: &File, path: &Path) -> Result<(Vec<u8>, Trailer), StoreError> {
     let damaged = |source| damaged(path, source);
     let file_bytes = file.metadata().map_err(io_error("look at", path))?.len();
     let smallest = (HEADER_BYTES + TRAILER_BYTES) as u64;
@@ -64,10 +73,15 @@ fn index_of(file: &File, path: &Path) -> Result<SegmentIndex, StoreError> {
     let header = read_range(file, path, 0, HEADER_BYTES)?;
     let trailer = read_range(file, path, file_bytes - TRAILER_BYTES as u64, TRAILER_BYTES)?;
     let trailer = Trailer::decode(&trailer, &header, file_bytes).map_err(damaged)?;
+    Ok((header, trailer))
+}
+
+fn index_of(file: &File, path: &Path) -> Result<SegmentIndex, StoreError> {
+    let (header, trailer) = outline_of(file, path)?;
     // The trailer's sizes were checked against the format's limits and against the file's size.
-    let tail_bytes = (file_bytes - trailer.index_offset) as usize;
+    let tail_bytes = (trailer.file_bytes - trailer.index_offset) as usize;
     let tail = read_range(file, path, trailer.index_offset, tail_bytes)?;
-    SegmentIndex::decode(&header, &tail, file_bytes).map_err(damaged)
+    SegmentIndex::decode(&header, &tail, trailer.file_bytes).map_err(|source| damaged(path, source))
 }
 
 fn read_range(file: &File, path: &Path, offset: u64, size: usize) -> Result<Vec<u8>, StoreError> {

@@ -16,8 +16,10 @@ use journal_format::GroupName;
 
 use crate::catalog::{Catalog, GroupSummary, Point, SegmentRow};
 use crate::error::StoreError;
+use crate::seed::SEED_PEER;
 use crate::select::{Selector, select};
 use crate::view::{PointView, ViewOptions};
+use claim::Claim;
 use disk::{Disk, LockMode};
 
 pub use writer::{ReceivedCounters, StoreWriter, WriterOptions};
@@ -77,6 +79,16 @@ impl Store {
         catalog.summary(group)
     }
 
+    /// The group that this one is the seed of, if it is one: it was taken in by [`import_seed`](crate::import_seed).
+    ///
+    /// # Errors
+    /// If the record of its writer cannot be read.
+    pub fn seed_of(&self, group: &GroupName) -> Result<Option<GroupName>, StoreError> {
+        let Some(of) = group.seed_of() else { return Ok(None) };
+        let claim = Claim::load(&self.disk, group, None)?;
+        Ok(claim.writer().is_some_and(|writer| writer.as_str() == SEED_PEER).then_some(of))
+    }
+
     /// All points of a group, oldest first.
     ///
     /// # Errors
@@ -94,7 +106,10 @@ impl Store {
     pub fn select(&self, group: &GroupName, selector: &Selector) -> Result<Point, StoreError> {
         let catalog = self.catalog();
         check_known(&catalog, group)?;
-        select(&catalog, group, selector)
+        match self.seed_of(group)? {
+            Some(of) => Err(StoreError::Seed { group: group.clone(), of }),
+            None => select(&catalog, group, selector),
+        }
     }
 
     /// Opens a point for reading.

@@ -17,6 +17,8 @@ use crate::store::disk::ListedSegment;
 pub struct GroupReport {
     /// The group.
     pub group: GroupName,
+    /// The group that it is the seed of, if it is one.
+    pub seed_of: Option<GroupName>,
     /// Segments that were read.
     pub segments: u64,
     /// Bytes that were read.
@@ -106,6 +108,7 @@ impl Plan {
             points.iter().filter(|point| !whole(point.sequence)).map(|point| point.id).collect::<Vec<_>>();
         Ok(GroupReport {
             group: group.clone(),
+            seed_of: store.seed_of(group)?,
             segments: self.chain.len() as u64,
             bytes: self.chain.iter().map(|row| row.size_bytes).sum(),
             points: (points.len() - touched.len()) as u64,

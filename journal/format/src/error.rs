@@ -92,15 +92,22 @@ pub enum FormatError {
         /// What the parser says.
         reason: String,
     },
+    /// What describes the folder of a seed cannot be read.
+    #[error("seed.json is not valid: {reason}")]
+    Seed {
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 impl FormatError {
     /// What the caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            FormatError::Id { .. } | FormatError::Version { .. } | FormatError::Definition { .. } => {
-                ErrorKind::Invalid
-            }
+            FormatError::Id { .. }
+            | FormatError::Version { .. }
+            | FormatError::Definition { .. }
+            | FormatError::Seed { .. } => ErrorKind::Invalid,
             _ => ErrorKind::Corrupt,
         }
     }

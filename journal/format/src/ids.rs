@@ -10,6 +10,9 @@ use crate::FormatError;
 const NAME_RULE: &str =
     "1 to 63 characters from a-z, 0-9 and '-', beginning and ending with a letter or digit";
 
+/// What the name of a group's seed has behind the group's.
+const SEED_SUFFIX: &str = "-seed";
+
 fn check_name(what: &'static str, text: &str) -> Result<(), FormatError> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let bytes = text.as_bytes();
@@ -74,7 +77,12 @@ name_type!(
 impl GroupName {
     /// The group that holds what was brought to the recovery site on a disk for this one: its *seed*. A name that is too long has none.
     pub fn seed(&self) -> Option<GroupName> {
-        format!("{self}-seed").parse().ok()
+        format!("{self}{SEED_SUFFIX}").parse().ok()
+    }
+
+    /// The group whose seed this one is by its name. Who wrote it tells whether it is that.
+    pub fn seed_of(&self) -> Option<GroupName> {
+        self.0.strip_suffix(SEED_SUFFIX)?.parse().ok()
     }
 }
 

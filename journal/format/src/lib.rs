@@ -8,6 +8,7 @@ mod block_hash;
 pub mod definition;
 mod error;
 mod ids;
+pub mod seed;
 pub mod segment;
 
 pub use block_hash::hash_blocks;

@@ -8,6 +8,7 @@ mod frame;
 mod index;
 mod layout;
 mod meta;
+mod name;
 mod read;
 mod reference;
 
@@ -24,6 +25,7 @@ pub use layout::{
     MAX_META_BYTES, MAX_SEGMENT_BYTES, TRAILER_BYTES, Trailer,
 };
 pub use meta::{PointKind, PointRecord, SegmentMeta, VolumeKind, VolumeRecord};
+pub use name::{file_name, sequence_of};
 pub use read::{SegmentIndex, verify_segment};
 pub use reference::{BlockPlace, Reference, SegmentSource};
 

@@ -273,7 +273,7 @@ impl<'a> Packer<'a> {
 }
 
 /// The segment that was written, as others refer to it.
-pub(super) fn source_of(group: &GroupName, position: &journal_format::Position) -> SegmentSource {
+pub(crate) fn source_of(group: &GroupName, position: &journal_format::Position) -> SegmentSource {
     SegmentSource {
         group: group.clone(),
         generation: position.generation,

@@ -34,13 +34,19 @@ pub(crate) fn list_points(
     last: Option<usize>,
     as_json: bool,
 ) -> anyhow::Result<()> {
-    let mut points = open_store(store)?.points(group).map_err(|error| store_failure(&error))?;
+    let store = open_store(store)?;
+    let mut points = store.points(group).map_err(|error| store_failure(&error))?;
+    let seed_of = store.seed_of(group).map_err(|error| store_failure(&error))?;
     if let Some(last) = last {
         points.drain(..points.len().saturating_sub(last));
     }
     if as_json {
         let points: Vec<Value> = points.iter().map(describe).collect();
-        return print_json(&json!({"group": group, "points": points}));
+        return print_json(&json!({"group": group, "seed_of": seed_of, "points": points}));
+    }
+    if let Some(of) = seed_of {
+        println!("group '{group}' is the seed of group '{of}': blocks that were carried here, no points");
+        return Ok(());
     }
     if points.is_empty() {
         println!("group '{group}' has no recovery point yet");

@@ -39,6 +39,7 @@ fn describe(report: &GroupReport) -> Value {
     let damaged = report.damaged.iter().map(|one| json!({"sequence": one.sequence, "problem": one.problem}));
     json!({
         "group": report.group,
+        "seed_of": report.seed_of,
         "segments": report.segments,
         "bytes": report.bytes,
         "whole_points": report.points,
@@ -49,8 +50,9 @@ fn describe(report: &GroupReport) -> Value {
 
 fn print(reports: &[GroupReport]) {
     let row = |report: &GroupReport| {
+        let of = report.seed_of.as_ref().map_or_else(String::new, |of| format!(" (seed of {of})"));
         vec![
-            report.group.to_string(),
+            format!("{}{of}", report.group),
             report.segments.to_string(),
             size(report.bytes),
             report.points.to_string(),

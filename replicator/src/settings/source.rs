@@ -334,6 +334,12 @@ impl Settings for SourceSettings {
         if let Some(name) = first_double(self.groups.iter().map(|group| &group.name)) {
             return Err(format!("two groups are named '{name}'"));
         }
+        let seed = |group: &GroupTable| {
+            group.name.seed().filter(|seed| self.groups.iter().any(|other| other.name == *seed))
+        };
+        if let Some(name) = self.groups.iter().find_map(seed) {
+            return Err(format!("group '{name}' has the name of another group's seed"));
+        }
         let legs = self.groups.iter().flat_map(|group| &group.volumes).map(|volume| &volume.leg);
         if let Some(leg) = first_double(legs) {
             return Err(format!("leg '{}' is used by two volumes", leg.display()));

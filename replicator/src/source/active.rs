@@ -57,8 +57,7 @@ pub(super) async fn run(host: &mut Host) -> anyhow::Result<End> {
     // The jitter of reconnecting only has to differ between agents.
     let seed = host.clock.now().0.cast_unsigned();
     let link = member::start_link(&host.settings, host.identity.clone(), &agent.members, seed)?;
-    let learners = host.known.iter().flat_map(|known| member::start_learners(&link, &agent.members, known));
-    let learners = learners.collect::<std::io::Result<Vec<_>>>()?;
+    let learners = member::start_comparing(&link, &agent.members, host.known.as_ref())?;
     let control = ControlServer::start(&host.settings.control, agent.clone())?;
     let groups = agent.members.len();
     info!(groups, "ready");

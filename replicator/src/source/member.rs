@@ -22,7 +22,7 @@ use transport::{Identity, LinkOptions, Outbox, SegmentDescriptor, SourceLink};
 use super::compare::SiteComparer;
 use super::confirmed::{Confirmed, Waited};
 use super::cutter::Cutter;
-use super::learn::Learner;
+use super::learn::{Bell, Learner};
 use super::outbox::Shipping;
 use super::pair::replica::PairReplica;
 use crate::failure::{Failure, exit, with_causes};
@@ -48,6 +48,8 @@ pub(super) struct Member {
     pub(super) confirmed: Arc<Confirmed>,
     pub(super) wake: Arc<Notify>,
     pub(super) link: Mutex<LinkReport>,
+    /// Told of connections to the site.
+    pub(super) bell: Arc<Bell>,
     pub(super) clock: Arc<dyn Clock>,
     /// Told when another host has taken over.
     pub(super) fenced: Arc<Notify>,
@@ -122,6 +124,7 @@ impl Member {
             confirmed,
             wake,
             link: Mutex::default(),
+            bell: Arc::default(),
             clock: opening.clock.clone(),
             fenced: opening.fenced.clone(),
             wake_pair,
@@ -266,17 +269,6 @@ pub(super) fn open_storage(table: &GroupTable, folder: &Path) -> Result<Arc<DirS
     })
 }
 
-/// Starts to learn what the site keeps of each group.
-pub(super) fn start_learners(
-    link: &SourceLink,
-    members: &[Arc<Member>],
-    known: &Arc<KnownBlocks>,
-) -> impl Iterator<Item = io::Result<Learner>> {
-    let callers =
-        members.iter().filter_map(|member| Some((member.name().clone(), link.caller(member.name())?)));
-    callers.map(|(group, caller)| Learner::start(group, caller, known.clone()))
-}
-
 /// Starts to ship every group.
 pub(super) fn start_link(
     settings: &SourceSettings,
@@ -288,11 +280,28 @@ pub(super) fn start_link(
     let outboxes = members.iter().map(|member| Arc::new(Shipping(member.clone())) as Arc<dyn Outbox>);
     let options = LinkOptions::new(&settings.site.address, seed);
     let link = SourceLink::start(options, identity, site, outboxes.collect(), &Handle::current());
-    let link = link.map_err(|error| Failure::invalid(with_causes(&error), "check [site] in the settings"))?;
+    link.map_err(|error| Failure::invalid(with_causes(&error), "check [site] in the settings").into())
+}
+
+/// Lets every group compare with the site: at once, or, where what the site has is to be known, when its seed is.
+pub(super) fn start_comparing(
+    link: &SourceLink,
+    members: &[Arc<Member>],
+    known: Option<&Arc<KnownBlocks>>,
+) -> io::Result<Vec<Learner>> {
+    let mut learners = Vec::new();
     for member in members {
-        let comparer =
-            link.caller(member.name()).map(|caller| Arc::new(SiteComparer(caller)) as Arc<dyn Comparer>);
-        member.group.set_comparer(comparer);
+        let Some(caller) = link.caller(member.name()) else { continue };
+        let comparer: Arc<dyn Comparer> = Arc::new(SiteComparer(caller.clone()));
+        let group = member.group.clone();
+        let begin = move || group.set_comparer(Some(comparer));
+        match known {
+            Some(known) => {
+                let (name, bell) = (member.name().clone(), member.bell.clone());
+                learners.push(Learner::start(name, caller, known.clone(), bell, begin)?);
+            }
+            None => begin(),
+        }
     }
-    Ok(link)
+    Ok(learners)
 }

@@ -112,6 +112,7 @@ impl Outbox for Shipping {
             LinkState::Connected { address, site_head } => {
                 info!(%group, %address, site_head = site_head.map(tracing::field::display), "connected to the recovery site");
                 self.set_link(true, None);
+                self.0.bell.connected();
             }
             LinkState::Refused(refusal) => self.set_link(true, Some(refusal.to_string())),
             LinkState::Disconnected(error) => {
