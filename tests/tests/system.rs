@@ -18,6 +18,8 @@ mod overflow;
 mod pair;
 #[path = "system/restart.rs"]
 mod restart;
+#[path = "system/seed.rs"]
+mod seed;
 #[path = "system/tap.rs"]
 mod tap;
 #[path = "system/tools.rs"]
