@@ -97,3 +97,6 @@ impl SeedLeg {
         VolumeRecord { name, kind: self.kind, size_bytes, joining: false }
     }
 }
+
+#[cfg(test)]
+mod tests;
