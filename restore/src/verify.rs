@@ -1,5 +1,6 @@
 //! Reading a whole store again: every byte of every segment, and the chain that they make.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use journal_format::segment::SegmentSource;
@@ -56,14 +57,78 @@ pub fn verify_store(
         .collect::<Result<_, _>>()?;
     let total = groups.iter().flat_map(|(_, plan)| &plan.files).map(|file| file.size_bytes).sum();
     let done = AtomicU64::new(0);
-    groups
-        .into_iter()
-        .map(|(group, plan)| {
-            plan.verify(store, &group, &|bytes| {
-                progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
-            })
+    let read = |bytes| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
+    let checked = groups.into_iter().map(|(group, plan)| {
+        let checked = plan.check(store, &group, &read);
+        (group, checked)
+    });
+    let checked: BTreeMap<GroupName, Checked> = checked.collect();
+    let touched_from = touched_from(&checked);
+    checked.into_iter().map(|(group, checked)| checked.report(store, group, &touched_from)).collect()
+}
+
+/// A segment of a group.
+type Place = (GroupName, Sequence);
+
+/// The first segment of each group that is damaged, or refers to one that is: of its own group or another, a seed for example. Without an entry
+/// there is none.
+fn touched_from(checked: &BTreeMap<GroupName, Checked>) -> BTreeMap<GroupName, Sequence> {
+    let broken = |(group, checked): (&GroupName, &Checked)| {
+        checked.broken.iter().map(|&sequence| (group.clone(), sequence)).collect::<Vec<Place>>()
+    };
+    let mut touched: BTreeSet<Place> = checked.iter().flat_map(broken).collect();
+    let mut known = 0;
+    // What refers to what was just found may be referred to as well.
+    while !touched.is_empty() && touched.len() > known {
+        known = touched.len();
+        for (group, checked) in checked {
+            let rests =
+                checked.sources.iter().filter(|(_, sources)| sources.iter().any(|at| touched.contains(at)));
+            let rests: Vec<Place> = rests.map(|(sequence, _)| (group.clone(), *sequence)).collect();
+            touched.extend(rests);
+        }
+    }
+    // In the order of groups and sequences, so that the first of each group is met first.
+    let mut first = BTreeMap::new();
+    touched.into_iter().for_each(|(group, sequence)| {
+        first.entry(group).or_insert(sequence);
+    });
+    first
+}
+
+/// What was found in a group, before it is known what else rests on it.
+struct Checked {
+    segments: u64,
+    bytes: u64,
+    /// All that is wrong.
+    damaged: Vec<DamagedSegment>,
+    /// Segments of the chain that are damaged.
+    broken: Vec<Sequence>,
+    /// What each segment of the chain refers to.
+    sources: Vec<(Sequence, Vec<Place>)>,
+}
+
+impl Checked {
+    fn report(
+        self,
+        store: &Store,
+        group: GroupName,
+        touched_from: &BTreeMap<GroupName, Sequence>,
+    ) -> Result<GroupReport, StoreError> {
+        let points = if self.segments == 0 { Vec::new() } else { store.points(&group)? };
+        let from = touched_from.get(&group);
+        let touched = points.iter().filter(|point| from.is_some_and(|from| point.sequence >= *from));
+        let touched: Vec<PointId> = touched.map(|point| point.id).collect();
+        Ok(GroupReport {
+            seed_of: store.seed_of(&group)?,
+            group,
+            segments: self.segments,
+            bytes: self.bytes,
+            points: (points.len() - touched.len()) as u64,
+            damaged: self.damaged,
+            touched,
         })
-        .collect()
+    }
 }
 
 /// What a group should consist of, and what its folder holds.
@@ -80,41 +145,36 @@ impl Plan {
         Ok(Plan { chain, files })
     }
 
-    fn verify(
-        self,
-        store: &Store,
-        group: &GroupName,
-        read: &(dyn Fn(u64) + Sync),
-    ) -> Result<GroupReport, StoreError> {
-        let points = if self.chain.is_empty() { Vec::new() } else { store.points(group)? };
+    fn check(self, store: &Store, group: &GroupName, read: &(dyn Fn(u64) + Sync)) -> Checked {
         let frames = Frames::new(store.disk().clone(), 0);
+        let mut found = Checked {
+            segments: self.chain.len() as u64,
+            bytes: self.chain.iter().map(|row| row.size_bytes).sum(),
+            damaged: Vec::new(),
+            broken: Vec::new(),
+            sources: Vec::new(),
+        };
         // One after the other: the frames of each are read on all cores.
-        let found = self.chain.iter().map(|row| {
-            let problem = check(store, &frames, group, row).err();
+        for row in &self.chain {
+            let sequence = row.position.sequence;
+            match check(store, &frames, group, row) {
+                Ok(sources) if sources.is_empty() => {}
+                Ok(sources) => found.sources.push((sequence, sources)),
+                Err(problem) => {
+                    found.broken.push(sequence);
+                    found.damaged.push(DamagedSegment { sequence, problem });
+                }
+            }
             read(row.size_bytes);
-            problem.map(|problem| DamagedSegment { sequence: row.position.sequence, problem })
-        });
-        let mut damaged: Vec<DamagedSegment> = found.flatten().collect();
-        let touched_from = damaged.iter().map(|segment| segment.sequence).min();
+        }
         for file in &self.files {
             if let Some(problem) = self.stray(store, group, file) {
-                damaged.push(DamagedSegment { sequence: file.sequence, problem });
+                found.damaged.push(DamagedSegment { sequence: file.sequence, problem });
                 read(file.size_bytes);
             }
         }
-        damaged.sort_by_key(|segment| segment.sequence);
-        let whole = |sequence: Sequence| touched_from.is_none_or(|from| sequence < from);
-        let touched =
-            points.iter().filter(|point| !whole(point.sequence)).map(|point| point.id).collect::<Vec<_>>();
-        Ok(GroupReport {
-            group: group.clone(),
-            seed_of: store.seed_of(group)?,
-            segments: self.chain.len() as u64,
-            bytes: self.chain.iter().map(|row| row.size_bytes).sum(),
-            points: (points.len() - touched.len()) as u64,
-            damaged,
-            touched,
-        })
+        found.damaged.sort_by_key(|segment| segment.sequence);
+        found
     }
 
     /// What is wrong with a file that is not one of the chain.
@@ -137,8 +197,8 @@ impl Plan {
     }
 }
 
-/// Verifies one segment of the chain; the answer is what is wrong.
-fn check(store: &Store, frames: &Frames, group: &GroupName, row: &SegmentRow) -> Result<(), String> {
+/// Verifies one segment of the chain. Answers what it refers to, or what is wrong.
+fn check(store: &Store, frames: &Frames, group: &GroupName, row: &SegmentRow) -> Result<Vec<Place>, String> {
     let position = row.position;
     let path = store.disk().segment_path(group, position.generation, position.sequence);
     let (index, _) = segment_file::verify(&path).map_err(|error| with_causes(&error))?;
@@ -149,9 +209,12 @@ fn check(store: &Store, frames: &Frames, group: &GroupName, row: &SegmentRow) ->
     same("hash", position.hash, index.trailer.hash)?;
     same("parent", row.parent, index.header.parent)?;
     let missing = index.sources.iter().find_map(|source| Some((source, frames.table(source).err()?)));
-    missing.map_or(Ok(()), |(source, error)| {
-        let SegmentSource { group, sequence, .. } = source;
+    if let Some((SegmentSource { group, sequence, .. }, error)) = missing {
         let error = with_causes(&error);
-        Err(format!("{}: it refers to segment {sequence} of group '{group}': {error}", path.display()))
-    })
+        return Err(format!(
+            "{}: it refers to segment {sequence} of group '{group}': {error}",
+            path.display()
+        ));
+    }
+    Ok(index.sources.into_iter().map(|source| (source.group, source.sequence)).collect())
 }
