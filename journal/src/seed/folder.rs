@@ -25,7 +25,7 @@ use crate::storage::{DirStorage, Storage};
 
 /// The index of what the folder holds. It only saves reading the segments again.
 const INDEX_FOLDER: &str = "known.blocks";
-/// Blocks that the index has room for at least.
+/// Blocks that the index has room for at least: a group may grow.
 const INDEX_BLOCKS_MIN: u64 = 1 << 25;
 /// A new file system has this folder.
 const OF_THE_FILE_SYSTEM: &str = "lost+found";

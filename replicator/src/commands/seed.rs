@@ -20,6 +20,11 @@ use crate::settings::{self, GroupTable, SiteSettings, SourceSettings, VolumeTabl
 pub(crate) fn export_seed(args: &SeedExportArgs) -> anyhow::Result<()> {
     let began = Instant::now();
     let settings: SourceSettings = settings::load(&args.config)?;
+    if settings.dedup.covers == 0 {
+        let hint = "give [dedup] covers a size, or remove it from the settings, and restart the agent";
+        let message = "a seed would be of no use: [dedup] covers = \"0B\" makes the agent send everything";
+        return Err(Failure::invalid(message, hint).into());
+    }
     let table = table_of(&settings, &args.group)?;
     let volumes = table.volumes.iter().map(open_leg).collect::<Result<_, Failure>>()?;
     let build = BuildOptions { level: table.compression_level, ..BuildOptions::default() };

@@ -123,7 +123,26 @@ fn a_first_copy_that_was_carried_is_not_sent() -> anyhow::Result<()> {
     ensure!(received < allowed, "{received} bytes were sent, {before} waited");
     seed_is_named(&lab)?;
     lab.kill_site();
-    lab.run(&["verify", "--store", &text(&lab.store())])?;
+    damage_of_the_seed_is_told_of_the_points(&lab)
+}
+
+fn damage_of_the_seed_is_told_of_the_points(lab: &Lab) -> anyhow::Result<()> {
+    let store = text(&lab.store());
+    lab.run(&["verify", "--store", &store])?;
+    let segment = lab.store().join("groups/demo-seed/segments/g0000000001-s00000000000000000001.seg");
+    let mut bytes = fs::read(&segment)?;
+    bytes[10_000] ^= 1;
+    fs::write(&segment, bytes)?;
+    let output = lab.output(&["verify", "--store", &store, "--json"])?;
+    ensure!(output.status.code() == Some(3), "{}", output.status);
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    let groups = report["groups"].as_array().context("no groups")?;
+    let demo = groups.iter().find(|group| group["group"] == "demo").context("no group demo")?;
+    let touched = demo["touched_points"].as_array().context("no touched points")?.len();
+    ensure!(
+        touched > 0 && touched + number(demo, "whole_points")? as usize == lab.points("demo")?.len(),
+        "{demo}"
+    );
     Ok(())
 }
 
