@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use journal_format::seed::{MAX_SEED_FILE_BYTES, SEED_FILE, SeedFile, SeedVolume};
 use journal_format::segment::{
-    BuildOptions, HEADER_BYTES, Header, SegmentIndex, TRAILER_BYTES, Trailer, VolumeRecord,
+    BuildOptions, FrameDecoder, HEADER_BYTES, Header, SegmentIndex, TRAILER_BYTES, Trailer, VolumeRecord,
 };
 use journal_format::{
     BLOCK_BYTES, Epoch, FormatError, Generation, GroupName, Hash, Position, Sequence, Timestamp,
@@ -153,10 +153,10 @@ impl SeedFolder {
         let tail_bytes = (file_bytes - trailer.index_offset) as usize;
         let tail = self.read(position.sequence, trailer.index_offset, tail_bytes)?;
         let index = SegmentIndex::decode(&header, &tail, file_bytes).map_err(damaged)?;
-        let mut blocks = Vec::new();
+        let (mut decoder, mut blocks) = (FrameDecoder::default(), Vec::new());
         for (number, frame) in index.frames.iter().enumerate() {
             let stored = self.read(position.sequence, frame.offset, frame.stored_bytes as usize)?;
-            let (_, hashes) = frame.decode_hashed(&stored).map_err(damaged)?;
+            let (_, hashes) = frame.decode_hashed(&mut decoder, &stored).map_err(damaged)?;
             blocks.extend(hashes.into_iter().enumerate().map(|(block, hash)| {
                 let offset = block as u32 * BLOCK_BYTES as u32;
                 LearntBlock { hash, frame: number as u32, offset, steps: 0 }

@@ -54,10 +54,11 @@ impl Chain {
     fn seal(&mut self, carried: Carried) {
         let (mut writer, mut encoder) = (SegmentWriter::new(), FrameEncoder::new(1));
         match carried {
-            Carried::Whole(bytes) => {
+            Carried::Whole(mut bytes) => {
                 let slot = writer.open_frame();
                 writer.add_framed(0, 0, bytes.len() as u64, slot, 0);
-                writer.push_frame(slot, &encoder.encode(&bytes, combined_hash(&block_hashes(&bytes))), None);
+                let hash = hash_of(&bytes);
+                writer.push_frame(slot, &encoder.encode(&mut bytes, hash, Vec::new()), None);
             }
             Carried::Referred(source, frame, offset, blocks, hash) => {
                 let place = BlockPlace { source: writer.add_source(source), frame, offset };
@@ -67,9 +68,10 @@ impl Chain {
                 let place = BlockPlace { source: writer.add_source(source), frame, offset };
                 let (slot, mut raw) = (writer.open_frame(), content);
                 apply_difference(&mut raw, &base);
-                let encoded = encoder.encode(&raw, combined_hash(&block_hashes(&raw)));
+                let hash = hash_of(&raw);
+                let encoded = encoder.encode(&mut raw, hash, Vec::new());
                 writer.add_framed(0, 0, BLOCK as u64, slot, 0);
-                writer.push_frame(slot, &encoded, Some((&[place], combined_hash(&block_hashes(&base)))));
+                writer.push_frame(slot, &encoded, Some((&[place], hash_of(&base))));
             }
         }
         let (header, meta) = (self.header(), self.meta());

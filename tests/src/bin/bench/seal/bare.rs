@@ -46,9 +46,8 @@ impl Bare {
     /// CPU time of writing what was sealed to a new file.
     pub(super) fn write_seconds(segments: &[Sealed]) -> anyhow::Result<f64> {
         let mut file = tempfile::tempfile_in(MEMORY)?;
-        let pieces = segments.iter().flat_map(|segment| segment.bytes.chunks(FRAME));
-        let ((), cost) =
-            super::cost(|| Ok(pieces.map(|piece| file.write_all(piece)).collect::<Result<_, _>>()?))?;
+        let mut pieces = segments.iter().flat_map(|segment| segment.bytes.chunks(FRAME));
+        let ((), cost) = super::cost(|| Ok(pieces.try_for_each(|piece| file.write_all(piece))?))?;
         Ok(cost.cpu_seconds)
     }
 

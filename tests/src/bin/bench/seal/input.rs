@@ -113,7 +113,7 @@ fn text(bytes: usize, random: &mut Random) -> Vec<u8> {
     while text.len() < bytes {
         let rank = random.below(1 << 14);
         // The square makes small ranks frequent.
-        text.extend_from_slice(&words[rank * rank >> 14]);
+        text.extend_from_slice(&words[(rank * rank) >> 14]);
         text.push(b' ');
         if random.below(4) == 0 {
             text.extend_from_slice(random.next().to_string().as_bytes());
