@@ -199,3 +199,67 @@ impl KnownBlocks {
         self.index.statistics()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{GroupName, Hash, KnownBlocks, LearntBlock, SegmentSource, Sequence};
+    use journal_format::Generation;
+
+    const BLOCKS_MAX: u64 = 1 << 18;
+
+    fn source(group: &str, sequence: u64) -> SegmentSource {
+        let hash = Hash::of(format!("{group} {sequence}").as_bytes());
+        let (group, generation) = (group.parse().unwrap(), Generation(1));
+        SegmentSource { group, generation, sequence: Sequence(sequence), hash }
+    }
+
+    fn block(number: u64) -> LearntBlock {
+        LearntBlock { hash: Hash::of(&number.to_le_bytes()), frame: 3, offset: 8192, steps: 1 }
+    }
+
+    /// The segment that a block may be referred to in.
+    fn found(known: &KnownBlocks, number: u64, group: &str, next: u64) -> Option<SegmentSource> {
+        let location = known.find(&block(number).hash)?;
+        assert_eq!((location.frame(), location.sector(), location.depth()), (3, 16, 1));
+        let group: GroupName = group.parse().unwrap();
+        known.source(location.segment(), &group, Sequence(next))
+    }
+
+    #[test]
+    fn a_group_refers_to_what_is_before_it_and_to_what_the_site_has_of_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let known = KnownBlocks::open(folder.path(), BLOCKS_MAX).unwrap();
+        known.learn(&source("one", 5), [block(1)]);
+        assert_eq!(found(&known, 1, "one", 6), Some(source("one", 5)));
+        assert_eq!(found(&known, 1, "one", 5), None);
+        assert_eq!(found(&known, 1, "two", 100), None);
+        known.note_received(&"one".parse().unwrap(), Sequence(5));
+        assert_eq!(found(&known, 1, "two", 1), Some(source("one", 5)));
+        assert_eq!(found(&known, 2, "one", 6), None);
+    }
+
+    #[test]
+    fn what_is_given_up_or_lacking_is_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let known = KnownBlocks::open(folder.path(), BLOCKS_MAX).unwrap();
+        (1..=4).for_each(|number| known.learn(&source("one", number), [block(number)]));
+        known.forget_behind(&"one".parse().unwrap(), Sequence(3));
+        known.forget_segments(&[source("one", 2).hash]);
+        let left: Vec<u64> = (1..=4).filter(|&number| found(&known, number, "one", 9).is_some()).collect();
+        assert_eq!(left, [1, 3]);
+        assert!(known.knows(&source("one", 1).hash) && !known.knows(&source("one", 2).hash));
+    }
+
+    #[test]
+    fn a_crash_loses_whole_segments_so_that_they_are_learnt_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let known = KnownBlocks::open(folder.path(), BLOCKS_MAX).unwrap();
+        known.learn(&source("one", 1), [block(1)]);
+        known.flush();
+        known.learn(&source("one", 2), [block(2)]);
+        drop(known);
+        let known = KnownBlocks::open(folder.path(), BLOCKS_MAX).unwrap();
+        assert!(known.knows(&source("one", 1).hash) && found(&known, 1, "one", 9).is_some());
+        assert!(!known.knows(&source("one", 2).hash) && found(&known, 2, "one", 9).is_none());
+    }
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use journal::CutRequest;
+use journal::{CutRequest, KnownBlocks};
 use journal_format::GroupName;
 use journal_nbd::{Arena, Exports, Server, ServerOptions};
 use serde_json::Value;
@@ -29,6 +29,7 @@ const FENCED_PAUSE: Duration = Duration::from_millis(200);
 struct Agent {
     members: Vec<Arc<Member>>,
     failed: Vec<(GroupName, Failure)>,
+    known: Option<Arc<KnownBlocks>>,
     reloads: u64,
     reload: ReloadSender,
 }
@@ -176,7 +177,8 @@ fn arena(settings: &SourceSettings) -> Arena {
 
 fn open_groups(opening: &Opening<'_>, host: &Host) -> anyhow::Result<Agent> {
     let (reloads, reload) = (host.reloads, host.reload_sender.clone());
-    let mut agent = Agent { members: Vec::new(), failed: Vec::new(), reloads, reload };
+    let known = opening.known.clone();
+    let mut agent = Agent { members: Vec::new(), failed: Vec::new(), known, reloads, reload };
     for table in &opening.settings.groups {
         match Member::open(opening, table) {
             Ok(member) => agent.members.push(Arc::new(member)),
@@ -196,7 +198,9 @@ fn open_groups(opening: &Opening<'_>, host: &Host) -> anyhow::Result<Agent> {
 impl ControlHandler for Agent {
     fn handle(&self, request: ControlRequest) -> Result<Value, Failure> {
         match request {
-            ControlRequest::Status {} => Ok(status::report(&self.members, &self.failed, self.reloads)),
+            ControlRequest::Status {} => {
+                Ok(status::report(&self.members, &self.failed, self.known.as_deref(), self.reloads))
+            }
             ControlRequest::Reload { accept_resize } => reload::request(&self.reload, accept_resize),
             ControlRequest::Takeover {} => Ok(serde_json::json!({"role": "active", "changed": false})),
             ControlRequest::Resync { group, full } => Ok(self.member(&group)?.resync(full)),

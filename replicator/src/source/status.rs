@@ -2,20 +2,42 @@
 
 use std::sync::{Arc, PoisonError};
 
-use journal::{GroupStatus, ResyncStatus, Tracking};
+use journal::{GroupStatus, KnownBlocks, ResyncStatus, Tracking};
 use journal_format::GroupName;
 use serde_json::{Value, json};
 
 use super::member::{LinkReport, Member};
 use crate::failure::Failure;
 
-pub(super) fn report(members: &[Arc<Member>], failed: &[(GroupName, Failure)], reloads: u64) -> Value {
+pub(super) fn report(
+    members: &[Arc<Member>],
+    failed: &[(GroupName, Failure)],
+    known: Option<&KnownBlocks>,
+    reloads: u64,
+) -> Value {
     let mut groups: Vec<Value> = members.iter().map(|member| group(member)).collect();
     for (name, failure) in failed {
         groups
             .push(json!({"name": name, "state": "failed", "detail": failure.message, "hint": failure.hint}));
     }
-    json!({"role": "source", "version": env!("CARGO_PKG_VERSION"), "reloads": reloads, "groups": groups})
+    let known = known.map(|known| {
+        let known = known.statistics();
+        json!({
+            "blocks": known.entries,
+            "segments": known.segments,
+            "memory_bytes": known.memory_bytes,
+            "disk_bytes": known.disk_bytes,
+            "hits": known.hits,
+            "misses": known.misses,
+        })
+    });
+    json!({
+        "role": "source",
+        "version": env!("CARGO_PKG_VERSION"),
+        "reloads": reloads,
+        "known": known,
+        "groups": groups,
+    })
 }
 
 fn group(member: &Member) -> Value {
