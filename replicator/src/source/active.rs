@@ -52,6 +52,8 @@ pub(super) async fn run(host: &mut Host) -> anyhow::Result<End> {
     let pair =
         host.settings.pair.as_ref().map(|pair| PairSide::start(host, pair, &agent, &fenced)).transpose()?;
     let running: Vec<_> = agent.members.iter().map(|member| member.start()).collect::<Result<_, _>>()?;
+    // Whoever is served by a tap can ask the agent.
+    let control = ControlServer::start(&host.settings.control, agent.clone())?;
     let server =
         Server::start(host.tap_sockets()?, exports, ServerOptions { arena, ..ServerOptions::default() })
             .context("the NBD server cannot be started")?;
@@ -59,7 +61,6 @@ pub(super) async fn run(host: &mut Host) -> anyhow::Result<End> {
     let seed = host.clock.now().0.cast_unsigned();
     let link = member::start_link(&host.settings, host.identity.clone(), &agent.members, seed)?;
     let learners = member::start_comparing(&link, &agent.members, host.known.as_ref())?;
-    let control = ControlServer::start(&host.settings.control, agent.clone())?;
     let groups = agent.members.len();
     info!(groups, "ready");
     let is_paired = host.settings.pair.is_some();
