@@ -14,7 +14,6 @@ use crate::vm::{Vm, copy_disk, image};
 
 const VOLUME_BYTES: u64 = 32 << 20;
 /// A cut every 50 ms, so that the open epoch is small.
-const EXTRA: &str = "cut_interval = \"50ms\"\nclear_interval = \"200ms\"";
 
 /// One host: its agent, and what runs the VM's disk while the VM is here.
 struct Host {
@@ -48,6 +47,11 @@ impl Host {
         let control = lab.path(&self.control()).display().to_string();
         lab.run(&["pair", "takeover", "--control", &control]).map(drop)
     }
+}
+
+/// All points are looked at in the full run, which is long.
+fn extra() -> String {
+    format!("cut_interval = \"{}ms\"\nclear_interval = \"200ms\"", scaled(50, 250))
 }
 
 fn hosts() -> [Host; 2] {
@@ -90,7 +94,7 @@ fn wait_until_in_step(lab: &Lab, active: &Host) -> anyhow::Result<()> {
 
 #[test]
 fn the_pair_goes_on_on_the_other_leg_when_the_active_host_is_killed() -> anyhow::Result<()> {
-    let mut lab = Lab::pair(VOLUME_BYTES, EXTRA)?;
+    let mut lab = Lab::pair(VOLUME_BYTES, &extra())?;
     lab.start_site()?;
     let [mut active, mut standby] = hosts();
     standby.start(&lab, "standing by")?;
@@ -160,7 +164,7 @@ fn the_pair_goes_on_on_the_other_leg_when_the_active_host_is_killed() -> anyhow:
 #[test]
 fn a_guest_boots_from_the_other_leg_with_every_record() -> anyhow::Result<()> {
     let image = image()?;
-    let mut lab = Lab::pair(fs::metadata(&image)?.len(), EXTRA)?;
+    let mut lab = Lab::pair(fs::metadata(&image)?.len(), &extra())?;
     let [mut active, mut standby] = hosts();
     copy_disk(&image, &active.leg(&lab))?;
     copy_disk(&image, &standby.leg(&lab))?;
@@ -215,7 +219,7 @@ fn a_guest_boots_from_the_other_leg_with_every_record() -> anyhow::Result<()> {
 
 #[test]
 fn a_host_alone_goes_on_and_says_so_and_the_standby_catches_up() -> anyhow::Result<()> {
-    let mut lab = Lab::pair(VOLUME_BYTES, EXTRA)?;
+    let mut lab = Lab::pair(VOLUME_BYTES, &extra())?;
     lab.start_site()?;
     let [mut active, mut standby] = hosts();
     active.start(&lab, "ready")?;
@@ -243,7 +247,7 @@ fn a_host_alone_goes_on_and_says_so_and_the_standby_catches_up() -> anyhow::Resu
 
 #[test]
 fn a_stale_standby_compares_everything_and_sends_only_what_differs() -> anyhow::Result<()> {
-    let mut lab = Lab::pair(VOLUME_BYTES, EXTRA)?;
+    let mut lab = Lab::pair(VOLUME_BYTES, &extra())?;
     lab.start_site()?;
     let [mut active, mut standby] = hosts();
     standby.start(&lab, "standing by")?;
