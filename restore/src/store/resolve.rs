@@ -1,5 +1,6 @@
 //! What an arriving segment refers to: checked against the block lists of its sources before the segment is taken.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -39,9 +40,8 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// So many blocks at a place, whose bytes are still what they were when they arrived.
+    /// So many blocks at a place, as they were when they arrived.
     fn blocks(&self, place: BlockPlace, count: usize) -> Result<FrameBlocks, Unresolved> {
-        self.check_bytes(place.frame)?;
         let found = self.list.read(place.frame, place.offset.into(), count);
         match found {
             Ok(Some(blocks)) => Ok(blocks),
@@ -80,6 +80,7 @@ pub(super) fn resolve(
 ) -> Result<Vec<FrameBlocks>, Unresolved> {
     let sources = index.sources.iter().map(|source| open_source(shared, group, source));
     let sources = sources.collect::<Result<Vec<_>, _>>()?;
+    check_frames(&sources, index)?;
     for extent in &index.extents {
         let ExtentContent::Reference(number) = extent.content else { continue };
         let reference = index.references[number as usize];
@@ -116,6 +117,18 @@ pub(super) fn resolve(
         }
         (unresolved, _) => unresolved,
     })
+}
+
+/// Checks, on all cores, the frames that are referred to. What differences are taken from is read and verified when they are applied.
+fn check_frames(sources: &[Source<'_>], index: &SegmentIndex) -> Result<(), Unresolved> {
+    let frames: BTreeSet<(u32, u32)> =
+        index.references.iter().map(|reference| (reference.place.source, reference.place.frame)).collect();
+    let frames: Vec<(u32, u32)> = frames.into_iter().collect();
+    let checked = in_parallel(frames.len(), |number| {
+        let (source, frame) = frames[number];
+        sources[source as usize].check_bytes(frame)
+    });
+    checked.map(drop)
 }
 
 /// The blocks of a segment. `steps_of` answers, for the bases of a difference frame, how many differences are below each.
