@@ -13,8 +13,6 @@ use tests::workload::{Random, Shape, Workload};
 use crate::vm::{Vm, copy_disk, image};
 
 const VOLUME_BYTES: u64 = 32 << 20;
-/// A cut every 50 ms, so that the open epoch is small.
-
 /// One host: its agent, and what runs the VM's disk while the VM is here.
 struct Host {
     /// What its files begin with.
@@ -49,7 +47,7 @@ impl Host {
     }
 }
 
-/// All points are looked at in the full run, which is long.
+/// Cuts that follow each other quickly, so that the open epoch is small. All points are looked at in the full run, which is long.
 fn extra() -> String {
     format!("cut_interval = \"{}ms\"\nclear_interval = \"200ms\"", scaled(50, 250))
 }
