@@ -13,8 +13,6 @@ use journal_format::{BLOCK_BYTES, Generation, GroupName, Hash, Sequence, with_ca
 use journal_index::{Index, IndexError, Location, Options, SegmentRecord, Statistics};
 use tracing::{info, warn};
 
-/// Steps from a difference to the plain block under it, at most.
-pub(crate) const DIFFERENCE_STEPS_MAX: u8 = 4;
 /// At most this part of the blocks is in memory.
 const MEMTABLE_SHARE: u64 = 32;
 /// After so many segments what is in memory is written, so that a crash loses little.

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use journal_format::segment::{BlockPlace, FrameEntry, FrameKind, SegmentSource, apply_difference};
+use journal_format::segment::{
+    BlockPlace, DIFFERENCE_STEPS_MAX, FrameEntry, FrameKind, SegmentSource, apply_difference,
+};
 use journal_format::{BLOCK_BYTES, FormatError, Hash};
 
 use crate::cache::Cache;
@@ -13,8 +15,6 @@ use crate::store::disk::Disk;
 
 /// Memory for the tables of segments, in bytes: about 25 KiB for a segment of 64 MiB.
 const TABLES_BYTES_MAX: u64 = 64 << 20;
-/// Steps from a difference to the plain block under it, at most.
-pub(crate) const DIFFERENCE_STEPS_MAX: u8 = 4;
 const BLOCK: usize = BLOCK_BYTES as usize;
 
 /// How many places, from the first on, lie behind one another in one frame.

@@ -21,8 +21,8 @@ pub use frame::{
 };
 pub use index::{Extent, ExtentContent};
 pub use layout::{
-    FORMAT_VERSION, HEADER_BYTES, Header, MAX_DEFINITION_BYTES, MAX_FRAME_RAW_BYTES, MAX_INDEX_RAW_BYTES,
-    MAX_META_BYTES, MAX_SEGMENT_BYTES, TRAILER_BYTES, Trailer,
+    DIFFERENCE_STEPS_MAX, FORMAT_VERSION, HEADER_BYTES, Header, MAX_DEFINITION_BYTES, MAX_FRAME_RAW_BYTES,
+    MAX_INDEX_RAW_BYTES, MAX_META_BYTES, MAX_SEGMENT_BYTES, TRAILER_BYTES, Trailer,
 };
 pub use meta::{PointKind, PointRecord, SegmentMeta, VolumeKind, VolumeRecord};
 pub use name::{file_name, sequence_of};

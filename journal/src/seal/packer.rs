@@ -4,14 +4,15 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use journal_format::segment::{
-    BlockPlace, EncodedFrame, FrameSlot, Reference, SegmentSource, SegmentWriter, combined_hash,
+    BlockPlace, DIFFERENCE_STEPS_MAX, EncodedFrame, FrameSlot, Reference, SegmentSource, SegmentWriter,
+    combined_hash,
 };
 use journal_format::{BLOCK_BYTES, GroupName, Hash, Sequence};
 use journal_index::Location;
 use serde::Serialize;
 
 use super::jobs::{Content, FrameJob, Piece};
-use crate::known::{DIFFERENCE_STEPS_MAX, KnownBlocks, LearntBlock};
+use crate::known::{KnownBlocks, LearntBlock};
 
 /// A frame on its way to the threads that make it.
 pub(super) struct Packed<'a> {

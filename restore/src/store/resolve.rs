@@ -5,15 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use journal_format::segment::{
-    BlockPlace, ExtentContent, FrameEntry, FrameKind, SegmentIndex, SegmentSource, block_hashes,
-    combined_hash,
+    BlockPlace, DIFFERENCE_STEPS_MAX, ExtentContent, FrameEntry, FrameKind, SegmentIndex, SegmentSource,
+    block_hashes, combined_hash,
 };
 use journal_format::{BLOCK_BYTES, ErrorKind, Hash, with_causes};
 
 use super::writer::{Group, Shared};
 use crate::blocks::{self, BlockList, FrameBlocks};
 use crate::error::StoreError;
-use crate::frames::{DIFFERENCE_STEPS_MAX, FrameTable, Frames, run_of_places};
+use crate::frames::{FrameTable, Frames, run_of_places};
 use crate::parallel::in_parallel;
 use crate::segment_file;
 
@@ -153,7 +153,7 @@ fn own_blocks<E: From<StoreError> + Send>(
     })
 }
 
-pub(super) fn source_of(index: &SegmentIndex) -> SegmentSource {
+fn source_of(index: &SegmentIndex) -> SegmentSource {
     SegmentSource {
         group: index.header.group.clone(),
         generation: index.header.generation,

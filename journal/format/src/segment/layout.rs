@@ -14,6 +14,8 @@ pub const MAX_SEGMENT_BYTES: u64 = 256 << 20;
 pub const MAX_FRAME_RAW_BYTES: u32 = 4 << 20;
 /// Largest index in bytes before compression.
 pub const MAX_INDEX_RAW_BYTES: u32 = 64 << 20;
+/// Steps from a difference to the plain block under it, at most.
+pub const DIFFERENCE_STEPS_MAX: u8 = 4;
 /// Largest meta section in bytes.
 pub const MAX_META_BYTES: u32 = 4 << 20;
 /// Largest VM definition in bytes.

@@ -141,6 +141,7 @@ fn the_document_states_the_constants_of_the_code() {
         format!("index before compression: {MAX_INDEX_RAW_BYTES} bytes"),
         format!("meta section: {MAX_META_BYTES} bytes"),
         format!("VM definition: {MAX_DEFINITION_BYTES} bytes"),
+        format!("at most {DIFFERENCE_STEPS_MAX} steps"),
         format!("frame entry, {} bytes", frame::FRAME_ENTRY_BYTES),
         format!("extent entry, {} bytes", index::EXTENT_ENTRY_BYTES),
     ];
