@@ -68,7 +68,9 @@ identity = "source-id"
 journal = "journal"
 control = "source.sock"
 
-[site]
+[[target]]
+name = "recovery"
+[target.site]
 address = "{site}"
 fingerprint = "{site_fingerprint}"
 

@@ -139,6 +139,9 @@ impl Signal {
     }
 }
 
+/// Called when something new may be shipped, with the point if it is one; no lock is held meanwhile.
+pub type Observer = Box<dyn Fn(&Group, Option<SealedCut>) + Send + Sync>;
+
 /// A consistency group. Shared by its taps, its threads and whoever ships its segments.
 pub struct Group {
     name: GroupName,
@@ -164,7 +167,7 @@ pub struct Group {
     clock: Arc<dyn Clock>,
     arena: Arena,
     signal: Signal,
-    observer: Box<dyn Fn(Option<SealedCut>) + Send + Sync>,
+    observer: Observer,
     /// A cut that is no point was sealed, or something became dirty, since the last point.
     owes_point: AtomicBool,
     distrusted: AtomicBool,
@@ -181,7 +184,7 @@ impl Group {
         storage: Arc<dyn Storage>,
         clock: Arc<dyn Clock>,
         arena: Arena,
-        observer: Box<dyn Fn(Option<SealedCut>) + Send + Sync>,
+        observer: Observer,
     ) -> Result<Arc<Group>, JournalError> {
         let opened = Chain::open(settings.name.clone(), storage.clone(), settings.journal_limit_bytes)?;
         check_sizes(&settings.volumes, &opened.known)?;

@@ -11,7 +11,10 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 pub(crate) use self::site::SiteSettings;
-pub(crate) use self::source::{GroupTable, PairTable, SourceSettings, TakeoverWord, VolumeTable};
+pub(crate) use self::source::{
+    GroupTable, PairTable, Place, SiteTable, SourceSettings, TakeoverWord, TargetKind, TargetName,
+    VolumeTable,
+};
 pub(crate) use self::units::Listen;
 
 /// Version of both settings files.

@@ -177,7 +177,7 @@ pub(crate) fn enroll(
     println!("its fingerprint   {fingerprint}");
     println!("this site's       {own}");
     println!(
-        "Compare both with what 'thirdsite identity show' prints on the other side, and put the second into its [site] settings."
+        "Compare both with what 'thirdsite identity show' prints on the other side, and put the second into [target.site] of its settings."
     );
     Ok(())
 }

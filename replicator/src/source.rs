@@ -5,6 +5,7 @@ mod compare;
 mod confirmed;
 mod cutter;
 mod learn;
+mod links;
 mod listeners;
 mod lock;
 mod member;
@@ -13,6 +14,7 @@ mod pair;
 mod reload;
 mod standby;
 mod status;
+mod targets;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -94,14 +96,11 @@ impl Signals {
 pub(crate) async fn run(config: &Path, accept_resize: &[String]) -> anyhow::Result<()> {
     let settings: SourceSettings = settings::load(config)?;
     let identity = Arc::new(crate::identity::load(&settings.identity)?);
-    crate::identity::parse_fingerprint(&settings.site.fingerprint)?;
+    settings.check_fingerprints()?;
     let _lock: File = lock::lock_journal(&settings.journal)?;
     let listeners = listeners::listeners(&settings.tap.listen)?;
     let mut role = match &settings.pair {
-        Some(pair) => {
-            crate::identity::parse_fingerprint(&pair.fingerprint)?;
-            Role::load(&settings.journal, pair.role)?
-        }
+        Some(pair) => Role::load(&settings.journal, pair.role)?,
         None => Role::Active,
     };
     let accept_resize = accept_resize.to_vec();

@@ -315,6 +315,26 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Adds a recovery site as a further target of the agent: its files have `name-` before their names.
+    ///
+    /// # Errors
+    /// If it cannot be set up.
+    pub fn add_site(&self, name: &str) -> anyhow::Result<()> {
+        let fingerprint = self.new_identity(&format!("{name}-site-id"), name)?;
+        let address = own_address();
+        let prefixed = ["site-id", "store", "site.sock", "enrolled.toml"];
+        let settings = prefixed.iter().fold(site_settings(address), |text, file| {
+            text.replace(&format!("\"{file}\""), &format!("\"{name}-{file}\""))
+        });
+        fs::write(self.path(&format!("{name}-site.toml")), settings)?;
+        fs::copy(self.path("enrolled.toml"), self.path(&format!("{name}-enrolled.toml")))?;
+        let table = format!(
+            "[[target]]\nname = \"{name}\"\n[target.site]\naddress = \"{address}\"\nfingerprint = \"{fingerprint}\"\n"
+        );
+        let config = self.path("source.toml");
+        Ok(fs::write(&config, fs::read_to_string(&config)? + &table)?)
+    }
+
     fn new_identity(&self, folder: &str, name: &str) -> anyhow::Result<String> {
         let folder = self.path(folder).display().to_string();
         let made = self.json(&["identity", "new", "--dir", &folder, "--name", name, "--json"])?;
@@ -346,10 +366,18 @@ impl Lab {
     /// # Errors
     /// If it does not become ready.
     pub fn start_site(&mut self) -> anyhow::Result<()> {
-        let daemon = self.daemon("site", &["site", "run", "--config"], "site.toml")?;
-        daemon.wait_for("ready")?;
-        self.site = Some(daemon);
+        self.site = Some(self.start_site_of("site.toml")?);
         Ok(())
+    }
+
+    /// Starts the recovery site with other settings and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it does not become ready.
+    pub fn start_site_of(&self, config: &str) -> anyhow::Result<Daemon> {
+        let daemon = self.daemon(config.trim_end_matches(".toml"), &["site", "run", "--config"], config)?;
+        daemon.wait_for("ready")?;
+        Ok(daemon)
     }
 
     /// Starts the agent and waits until it is ready.
@@ -557,7 +585,21 @@ impl Lab {
     /// # Errors
     /// If it cannot be restored.
     pub fn restored(&self, group: &str, volume: &str, point: &str) -> anyhow::Result<Vec<u8>> {
-        let (store, output) = (self.store().display().to_string(), self.path("restored.raw"));
+        self.restored_from("store", group, volume, point)
+    }
+
+    /// The same from another store in the laboratory's folder.
+    ///
+    /// # Errors
+    /// If it cannot be restored.
+    pub fn restored_from(
+        &self,
+        store: &str,
+        group: &str,
+        volume: &str,
+        point: &str,
+    ) -> anyhow::Result<Vec<u8>> {
+        let (store, output) = (self.path(store).display().to_string(), self.path("restored.raw"));
         let target = output.display().to_string();
         self.run(&[
             "restore", group, "--volume", volume, "--point", point, "--store", &store, "--output", &target,
@@ -693,7 +735,7 @@ fn site_settings(address: SocketAddr) -> String {
 fn source_settings(address: SocketAddr, fingerprint: &str, groups: &[GroupSpec]) -> String {
     let mut text = format!(
         "version = 1\nidentity = \"source-id\"\njournal = \"journal\"\ncontrol = \"source.sock\"\n\
-         [site]\naddress = \"{address}\"\nfingerprint = \"{fingerprint}\"\n\
+         [[target]]\nname = \"far\"\n[target.site]\naddress = \"{address}\"\nfingerprint = \"{fingerprint}\"\n\
          [tap]\nlisten = [\"unix:tap.sock\"]\n"
     );
     for group in groups {

@@ -22,6 +22,8 @@ mod restart;
 mod seed;
 #[path = "system/tap.rs"]
 mod tap;
+#[path = "system/targets.rs"]
+mod targets;
 #[path = "system/tools.rs"]
 mod tools;
 #[path = "system/vm.rs"]

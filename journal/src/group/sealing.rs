@@ -45,7 +45,7 @@ impl Group {
         self.capture.release_memory(payload_bytes, &previous);
         drop(previous);
         self.signal.raise();
-        (self.observer)(result.as_ref().ok().filter(|sealed| sealed.is_point).copied());
+        (self.observer)(self, result.as_ref().ok().filter(|sealed| sealed.is_point).copied());
         // Nobody waits for the cuts that the schedule makes.
         let _ = answer.send(result);
         true

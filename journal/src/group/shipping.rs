@@ -74,27 +74,40 @@ impl Group {
         segment_name(sequence)
     }
 
-    /// Takes in that the site has everything up to `position`, durable and verified, and trims the journal.
+    /// Takes in that everything up to `position` is durable and verified wherever it has to be, and trims the journal.
     ///
     /// # Errors
     /// [`JournalError::Diverged`] if this journal never was there.
     pub fn receipt(&self, position: Position) -> Result<(), JournalError> {
         self.lock(&self.chain).trim(position)?;
-        self.note_received(position);
         self.signal.raise();
         Ok(())
+    }
+
+    /// Takes in that every place that this group is shipped to has its segments up to `sequence`: other groups may refer to them.
+    pub fn note_everywhere(&self, sequence: Sequence) {
+        if let Some(known) = &self.known {
+            known.note_received(&self.name, sequence);
+        }
+    }
+
+    /// Whether a site that has this head can be sent what follows it.
+    pub fn is_on_chain(&self, head: Option<Position>) -> bool {
+        let trusted = !self.distrusted.load(Ordering::Acquire);
+        matches!(self.lock(&self.chain).step_to(head, trusted), ChainStep::Continue(_))
+    }
+
+    /// Whether the journal fills more than such a share, numerator and denominator, of its limit.
+    pub fn journal_is_fuller_than(&self, (numerator, denominator): (u64, u64)) -> bool {
+        let chain = self.lock(&self.chain);
+        u128::from(chain.bytes()) * u128::from(denominator)
+            > u128::from(chain.limit_bytes()) * u128::from(numerator)
     }
 
     /// A segment that waits for its receipt.
     fn waiting(&self, sequence: Sequence) -> Option<StoredSegment> {
         let pending = self.lock(&self.chain).pending(sequence, 1).first().copied();
         pending.filter(|segment| segment.position.sequence == sequence)
-    }
-
-    fn note_received(&self, position: Position) {
-        if let Some(known) = &self.known {
-            known.note_received(&self.name, position.sequence);
-        }
     }
 
     /// Takes in that the site lacks blocks that a segment of ours refers to: all that this one refers to is forgotten, and it is replaced as in
@@ -155,7 +168,7 @@ impl Group {
             ChainStep::Continue(next) => {
                 if let Some(head) = head {
                     self.lock(&self.chain).trim(head)?;
-                    self.note_received(head);
+                    self.note_everywhere(head.sequence);
                 }
                 return Ok(SiteHead::Continue(next));
             }

@@ -63,6 +63,11 @@ fn print_status(control: &Path, answer: &Value) {
     if role == "source" {
         let rows: Vec<_> = groups.iter().map(source_row).collect();
         print_table(&["GROUP", "STATE", "LAG", "BACKLOG", "LAST POINT", "CONFIRMED POINT", "DETAIL"], &rows);
+        let rows: Vec<_> = groups.iter().flat_map(target_rows).collect();
+        if rows.len() > groups.len() {
+            println!();
+            print_table(&["GROUP", "TARGET", "KIND", "STATE", "CONFIRMED POINT", "DETAIL"], &rows);
+        }
     } else {
         let rows: Vec<_> = groups.iter().map(site_row).collect();
         print_table(&["GROUP", "STATE", "ACTUAL RPO", "POINTS", "LAST POINT", "TIME", "DETAIL"], &rows);
@@ -80,6 +85,27 @@ fn source_row(group: &Value) -> Vec<String> {
         text(&group["confirmed_point"]["id"]),
         text(&group["detail"]),
     ]
+}
+
+fn target_rows(group: &Value) -> Vec<Vec<String>> {
+    let row = |target: &Value| {
+        let reason = |key: &str| target[key].as_str();
+        let (state, detail) = match (reason("lost_place"), target["connected"] == true, reason("reason")) {
+            (Some(reason), ..) => ("behind", reason),
+            (None, true, None) => ("connected", ""),
+            (None, true, Some(reason)) => ("refused", reason),
+            (None, false, reason) => ("disconnected", reason.unwrap_or("no connection yet")),
+        };
+        vec![
+            text(&group["name"]),
+            text(&target["name"]),
+            text(&target["kind"]),
+            state.to_owned(),
+            text(&target["confirmed_point"]["id"]),
+            detail.to_owned(),
+        ]
+    };
+    group["targets"].as_array().map_or_else(Vec::new, |targets| targets.iter().map(row).collect())
 }
 
 fn site_row(group: &Value) -> Vec<String> {

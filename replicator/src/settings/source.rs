@@ -8,9 +8,12 @@ use std::time::Duration;
 use journal_format::definition::{DEFINITION_VERSION, Disk, Firmware, GroupDefinition, Nic, VmDefinition};
 use journal_format::segment::VolumeKind;
 use journal_format::{GroupName, VolumeName};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use transport::PeerName;
 
 use super::Settings;
+use crate::failure::Failure;
+use crate::identity::parse_fingerprint;
 use crate::source::Role;
 
 use super::units::{Listen, duration, optional_size, size};
@@ -31,8 +34,9 @@ pub(crate) struct SourceSettings {
     pub(crate) journal: PathBuf,
     /// Unix socket for `status` and `cut`.
     pub(crate) control: PathBuf,
-    /// The recovery site.
-    pub(crate) site: SiteTable,
+    /// Where the groups are shipped to.
+    #[serde(default, rename = "target")]
+    pub(crate) targets: Vec<TargetTable>,
     /// Where VMs find their disks.
     pub(crate) tap: TapTable,
     /// The pair's other host.
@@ -45,7 +49,57 @@ pub(crate) struct SourceSettings {
     pub(crate) groups: Vec<GroupTable>,
 }
 
-/// `[site]`.
+/// `[[target]]`: a place that all groups are shipped to.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TargetTable {
+    /// Its name, in `status` and messages.
+    pub(crate) name: TargetName,
+    /// A recovery site's daemon.
+    site: Option<SiteTable>,
+}
+
+/// What a target is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place<'a> {
+    /// A recovery site's daemon, over QUIC.
+    Site(&'a SiteTable),
+}
+
+/// What a target is, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum TargetKind {
+    /// A recovery site's daemon, over QUIC.
+    Site,
+}
+
+/// Name of a target: like that of a peer.
+pub(crate) type TargetName = PeerName;
+
+impl TargetTable {
+    /// What the target is. Settings that were checked have exactly one.
+    pub(crate) fn place(&self) -> Place<'_> {
+        let site = self.site.as_ref().expect("the settings were checked");
+        Place::Site(site)
+    }
+
+    /// The same in one word.
+    pub(crate) fn kind(&self) -> TargetKind {
+        match self.place() {
+            Place::Site(_) => TargetKind::Site,
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.site.is_none() {
+            return Err(format!("target '{}' has no [target.site]", self.name));
+        }
+        Ok(())
+    }
+}
+
+/// `[target.site]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SiteTable {
@@ -295,6 +349,15 @@ impl SourceSettings {
         differs.into_iter().find_map(|(part, differs)| differs.then_some(part))
     }
 
+    /// Finds out at the start whether every fingerprint is one.
+    pub(crate) fn check_fingerprints(&self) -> Result<(), Failure> {
+        let of_targets = self.targets.iter().map(|target| match target.place() {
+            Place::Site(site) => &site.fingerprint,
+        });
+        let of_pair = self.pair.iter().map(|pair| &pair.fingerprint);
+        of_targets.chain(of_pair).try_for_each(|text| parse_fingerprint(text).map(drop))
+    }
+
     /// A write has to wait for the pair's other host as long as that is waited for, and a little longer.
     pub(crate) fn mark_patience_min(&self) -> Duration {
         self.pair.as_ref().map_or(Duration::ZERO, |pair| pair.patience + Duration::from_secs(1))
@@ -322,6 +385,13 @@ impl Settings for SourceSettings {
         }
         if self.tap.listen.is_empty() {
             return Err("[tap] listen is empty: no VM could reach its disk".to_owned());
+        }
+        if self.targets.is_empty() {
+            return Err("there is no [[target]]: nothing would be shipped".to_owned());
+        }
+        self.targets.iter().try_for_each(TargetTable::check)?;
+        if let Some(name) = first_double(self.targets.iter().map(|target| &target.name)) {
+            return Err(format!("two targets are named '{name}'"));
         }
         if let Some(pair) = &self.pair
             && !(Duration::from_millis(500)..=Duration::from_secs(30)).contains(&pair.patience)

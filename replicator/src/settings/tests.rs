@@ -7,7 +7,9 @@ version = 1
 identity = "id"
 journal = "/var/lib/thirdsite/journal"
 control = "source.sock"
-[site]
+[[target]]
+name = "far"
+[target.site]
 address = "127.0.0.1:7443"
 fingerprint = "ab"
 [tap]

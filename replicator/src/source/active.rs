@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tracing::{error, info, warn};
 use transport::{LinkOptions, Outbox, SiteServer, SourceLink};
 
+use super::links::Links;
 use super::member::{self, Member, Opening};
 use super::pair::replica::{PairOutbox, PairReplica, ReplicaOptions};
 use super::pair::standby::ActiveInbox;
@@ -59,8 +60,8 @@ pub(super) async fn run(host: &mut Host) -> anyhow::Result<End> {
             .context("the NBD server cannot be started")?;
     // The jitter of reconnecting only has to differ between agents.
     let seed = host.clock.now().0.cast_unsigned();
-    let link = member::start_link(&host.settings, host.identity.clone(), &agent.members, seed)?;
-    let learners = member::start_comparing(&link, &agent.members, host.known.as_ref())?;
+    let links = Links::start(&host.settings, &host.identity, &agent.members, seed)?;
+    let learners = links.start_comparing(&agent.members, host.known.as_ref())?;
     let groups = agent.members.len();
     info!(groups, "ready");
     let is_paired = host.settings.pair.is_some();
@@ -76,7 +77,7 @@ pub(super) async fn run(host: &mut Host) -> anyhow::Result<End> {
         tokio::task::spawn_blocking(move || agent.members.iter().for_each(|member| member.prepare_close()))
             .await?;
     }
-    link.shutdown().await;
+    links.shutdown().await;
     tokio::task::spawn_blocking(move || {
         drop(learners);
         server.shutdown();

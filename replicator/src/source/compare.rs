@@ -1,4 +1,4 @@
-//! Asks the recovery site what it has, for a resync.
+//! Asks the targets what they have, for a resync.
 
 use std::time::Duration;
 
@@ -10,10 +10,18 @@ use transport::{CallAnswer, CallRequest, Caller, RegionAnswer};
 /// An answer has to cross the link twice and may wait for a disk.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The recovery site, for one group.
-pub(super) struct SiteComparer(pub(super) Caller);
+/// A target that can be asked.
+pub(super) enum Asked {
+    /// A recovery site.
+    Site(Caller),
+}
 
-impl Comparer for SiteComparer {
+/// The targets of one group. All have the same chain, so that any one that answers speaks for all.
+pub(super) struct TargetsComparer {
+    pub(super) asked: Vec<Asked>,
+}
+
+impl Comparer for TargetsComparer {
     fn compare(
         &self,
         volume: &VolumeName,
@@ -21,20 +29,32 @@ impl Comparer for SiteComparer {
         offset: u64,
         regions: &[Hash],
     ) -> Option<Compared> {
-        let regions = regions.iter().map(|hash| hash.0).collect();
-        let request = CallRequest::Compare { volume: volume.clone(), offset, regions, size_bytes };
-        match self.0.call(request, PATIENCE) {
-            Ok(CallAnswer::Compared { head, regions }) => {
-                Some(Compared { head, regions: regions.into_iter().map(state).collect() })
-            }
-            Ok(answer) => {
-                debug!(?answer, "the site answers something else");
-                None
-            }
-            Err(error) => {
-                debug!(%error, "the site cannot be asked");
-                None
-            }
+        self.asked.iter().find_map(|asked| match asked {
+            Asked::Site(caller) => ask_site(caller, volume, size_bytes, offset, regions),
+        })
+    }
+}
+
+fn ask_site(
+    caller: &Caller,
+    volume: &VolumeName,
+    size_bytes: u64,
+    offset: u64,
+    regions: &[Hash],
+) -> Option<Compared> {
+    let regions = regions.iter().map(|hash| hash.0).collect();
+    let request = CallRequest::Compare { volume: volume.clone(), offset, regions, size_bytes };
+    match caller.call(request, PATIENCE) {
+        Ok(CallAnswer::Compared { head, regions }) => {
+            Some(Compared { head, regions: regions.into_iter().map(state).collect() })
+        }
+        Ok(answer) => {
+            debug!(?answer, "the site answers something else");
+            None
+        }
+        Err(error) => {
+            debug!(%error, "the site cannot be asked");
+            None
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One group of the agent: its journal, its taps, its threads, and its way to the recovery site.
+//! One group of the agent: its journal, its taps, its threads, and where it is shipped to.
 
 use std::fs::File;
 use std::io;
@@ -7,24 +7,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use journal::{
-    Clock, Comparer, CutRequest, DirStorage, FileLeg, Group, GroupSettings, JournalError, KnownBlocks, Leg,
-    SealedCut, StoredSegment, TapVolume, VolumeSettings, Workers,
+    Clock, CutRequest, DirStorage, FileLeg, Group, GroupSettings, JournalError, KnownBlocks, Leg, SealedCut,
+    StoredSegment, TapVolume, VolumeSettings, Workers,
 };
 use journal_format::segment::BuildOptions;
 use journal_format::{GroupName, Sequence};
 use journal_nbd::{Arena, Exports};
 use serde_json::{Value, json};
-use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tracing::{error, warn};
-use transport::{Identity, LinkOptions, Outbox, SegmentDescriptor, SourceLink};
+use transport::SegmentDescriptor;
 
-use super::compare::SiteComparer;
-use super::confirmed::{Confirmed, Waited};
+use super::confirmed::Waited;
 use super::cutter::Cutter;
-use super::learn::{Bell, Learner};
-use super::outbox::Shipping;
 use super::pair::replica::PairReplica;
+use super::targets::Targets;
 use crate::failure::{Failure, exit, with_causes};
 use crate::settings::{GroupTable, SourceSettings, VolumeTable};
 
@@ -45,11 +42,8 @@ pub(super) struct Opening<'a> {
 pub(super) struct Member {
     pub(super) group: Arc<Group>,
     pub(super) folder: PathBuf,
-    pub(super) confirmed: Arc<Confirmed>,
-    pub(super) wake: Arc<Notify>,
-    pub(super) link: Mutex<LinkReport>,
-    /// Told of connections to the site.
-    pub(super) bell: Arc<Bell>,
+    /// Where it is shipped to.
+    pub(super) targets: Arc<Targets>,
     pub(super) clock: Arc<dyn Clock>,
     /// Told when another host has taken over.
     pub(super) fenced: Arc<Notify>,
@@ -59,14 +53,6 @@ pub(super) struct Member {
     cut_interval: Duration,
     clear_interval: Duration,
     memory_budget: u64,
-}
-
-/// How the link stands, for `status`.
-#[derive(Clone, Debug, Default)]
-pub(super) struct LinkReport {
-    pub(super) connected: bool,
-    /// Why it is not, or what the site refused.
-    pub(super) reason: Option<String>,
 }
 
 /// A group's threads.
@@ -95,7 +81,6 @@ impl Member {
         let volumes = volumes.collect::<Result<_, JournalError>>().map_err(failed)?;
         let folder = opening.settings.journal.join(table.name.as_str());
         let storage = open_storage(table, &folder).map_err(failed)?;
-        let wake = Arc::new(Notify::new());
         let settings = GroupSettings {
             name: table.name.clone(),
             volumes,
@@ -107,24 +92,19 @@ impl Member {
             known: opening.known.clone(),
             build: BuildOptions { level: table.compression_level, ..BuildOptions::default() },
         };
-        let confirmed = Arc::new(Confirmed::default());
+        let places = opening.settings.targets.iter().map(|target| (target.name.clone(), target.kind()));
+        let targets = Arc::new(Targets::new(places, opening.clock.clone()));
         let wake_pair = Arc::new(Notify::new());
-        let (noted, woken, pair_woken) = (confirmed.clone(), wake.clone(), wake_pair.clone());
-        let observer = Box::new(move |point: Option<SealedCut>| {
-            if let Some(point) = point {
-                noted.sealed(point);
-            }
-            woken.notify_one();
+        let (told, pair_woken) = (targets.clone(), wake_pair.clone());
+        let observer = Box::new(move |group: &Group, point: Option<SealedCut>| {
+            told.sealed(group, point);
             pair_woken.notify_one();
         });
         let group = Group::open(settings, storage, opening.clock.clone(), opening.arena.clone(), observer);
         Ok(Member {
             group: group.map_err(failed)?,
             folder,
-            confirmed,
-            wake,
-            link: Mutex::default(),
-            bell: Arc::default(),
+            targets,
             clock: opening.clock.clone(),
             fenced: opening.fenced.clone(),
             wake_pair,
@@ -195,19 +175,19 @@ impl Member {
     pub(super) fn cut(&self, request: &CutRequest, wait: Option<Duration>) -> Result<Value, Failure> {
         let deadline = wait.map(|wait| Instant::now() + wait);
         loop {
-            let timeline = self.confirmed.timeline();
+            let timeline = self.targets.confirmed.timeline();
             let sealed = self.sealed(request);
             let Some(deadline) = deadline else { return Ok(self.cut_answer(sealed?, false)) };
             let left = deadline.saturating_duration_since(Instant::now());
             let sealed = match sealed {
                 // A journal that is full has room again when receipts come.
                 Err(failure) if !left.is_zero() && matches!(failure.code, exit::FULL | exit::FAILED) => {
-                    self.confirmed.wait_for_news(left.min(RETRY_PAUSE));
+                    self.targets.confirmed.wait_for_news(left.min(RETRY_PAUSE));
                     continue;
                 }
                 sealed => sealed?,
             };
-            match self.confirmed.wait(timeline, sealed.position.sequence, left) {
+            match self.targets.confirmed.wait(timeline, sealed.position.sequence, left) {
                 Waited::Covered if sealed.is_point => return Ok(self.cut_answer(sealed, true)),
                 Waited::Covered | Waited::Rebased => {}
                 Waited::TimedOut => return Err(self.overdue(&sealed)),
@@ -223,7 +203,7 @@ impl Member {
     }
 
     fn overdue(&self, sealed: &SealedCut) -> Failure {
-        let state = self.link.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let state = self.targets.link();
         let hint = "the link is slow or the backlog long; see 'thirdsite status'".to_owned();
         let hint = state.reason.unwrap_or(hint);
         let message = format!(
@@ -267,41 +247,4 @@ pub(super) fn open_storage(table: &GroupTable, folder: &Path) -> Result<Arc<DirS
         action: format!("opening its folder '{}'", folder.display()),
         source,
     })
-}
-
-/// Starts to ship every group.
-pub(super) fn start_link(
-    settings: &SourceSettings,
-    identity: Arc<Identity>,
-    members: &[Arc<Member>],
-    seed: u64,
-) -> anyhow::Result<SourceLink> {
-    let site = crate::identity::parse_fingerprint(&settings.site.fingerprint)?;
-    let outboxes = members.iter().map(|member| Arc::new(Shipping(member.clone())) as Arc<dyn Outbox>);
-    let options = LinkOptions::new(&settings.site.address, seed);
-    let link = SourceLink::start(options, identity, site, outboxes.collect(), &Handle::current());
-    link.map_err(|error| Failure::invalid(with_causes(&error), "check [site] in the settings").into())
-}
-
-/// Lets every group compare with the site: at once, or, where what the site has is to be known, when its seed is.
-pub(super) fn start_comparing(
-    link: &SourceLink,
-    members: &[Arc<Member>],
-    known: Option<&Arc<KnownBlocks>>,
-) -> io::Result<Vec<Learner>> {
-    let mut learners = Vec::new();
-    for member in members {
-        let Some(caller) = link.caller(member.name()) else { continue };
-        let comparer: Arc<dyn Comparer> = Arc::new(SiteComparer(caller.clone()));
-        let group = member.group.clone();
-        let begin = move || group.set_comparer(Some(comparer));
-        match known {
-            Some(known) => {
-                let (name, bell) = (member.name().clone(), member.bell.clone());
-                learners.push(Learner::start(name, caller, known.clone(), bell, begin)?);
-            }
-            None => begin(),
-        }
-    }
-    Ok(learners)
 }

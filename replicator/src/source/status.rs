@@ -1,12 +1,13 @@
 //! What `thirdsite status` says of the protected site.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use journal::{GroupStatus, KnownBlocks, ResyncStatus, Tracking};
 use journal_format::GroupName;
 use serde_json::{Value, json};
 
-use super::member::{LinkReport, Member};
+use super::member::Member;
+use super::targets::LinkReport;
 use crate::failure::Failure;
 
 pub(super) fn report(
@@ -42,8 +43,8 @@ pub(super) fn report(
 
 fn group(member: &Member) -> Value {
     let status = member.group.status();
-    let link = member.link.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let confirmed = member.confirmed.newest();
+    let link = member.targets.link();
+    let confirmed = member.targets.confirmed.newest();
     let lag = confirmed.map(|point| lag_seconds(member, &status, point));
     let (state, detail) = state(&status, &link, confirmed.is_some());
     let volumes = member.group.volumes().iter().zip(&status.joining).map(|(volume, joining)| {
@@ -67,6 +68,7 @@ fn group(member: &Member) -> Value {
             "total_bytes": resync.total_bytes,
             "left_seconds": resync.left_seconds,
         })),
+        "targets": member.targets.report(),
         "pair": member.pair_report(),
         "marks": status.marks,
         "sealed": status.sealed,

@@ -130,7 +130,7 @@ fn open_group(
         resync_rate_bytes: None,
     };
     let storage = Arc::new(DirStorage::open(journal)?);
-    Ok(Group::open(settings, storage, Arc::new(SystemClock), Arena::new(1 << 20), Box::new(|_| {}))?)
+    Ok(Group::open(settings, storage, Arc::new(SystemClock), Arena::new(1 << 20), Box::new(|_, _| {}))?)
 }
 
 struct World {
@@ -239,7 +239,11 @@ impl World {
                 }
             });
             match taken {
-                Ok(head) => member.group.receipt(head.context("no head after a commit")?)?,
+                Ok(head) => {
+                    let head = head.context("no head after a commit")?;
+                    member.group.receipt(head)?;
+                    member.group.note_everywhere(head.sequence);
+                }
                 Err(refusal) => {
                     match refusal.kind {
                         RefusalKind::Lacking => {

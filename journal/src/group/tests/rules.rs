@@ -215,7 +215,7 @@ fn a_leg_of_another_size_is_refused() {
         Arc::new(simulation.storage.clone()),
         simulation.clock.clone(),
         journal_nbd::Arena::default(),
-        Box::new(|_| {}),
+        Box::new(|_, _| {}),
     );
     assert!(matches!(result, Err(JournalError::LegSize { actual: 512, .. })));
 }
@@ -254,7 +254,7 @@ fn a_volume_is_added_and_removed_without_a_gap_in_the_points() {
     let open = |legs: &[Arc<SimulatedLeg>]| {
         let (storage, clock) = (Arc::new(simulation.storage.clone()), simulation.clock.clone());
         let arena = journal_nbd::Arena::default();
-        Group::open(settings(legs, 1 << 20), storage, clock, arena, Box::new(|_| {})).unwrap()
+        Group::open(settings(legs, 1 << 20), storage, clock, arena, Box::new(|_, _| {})).unwrap()
     };
     let mut legs = simulation.legs.clone();
     legs.push(Arc::new(SimulatedLeg::new(simulation.power.clone(), vec![9; 65536])));

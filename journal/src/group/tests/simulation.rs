@@ -178,7 +178,7 @@ impl Simulation {
             Arc::new(storage.clone()),
             clock.clone(),
             Arena::default(),
-            Box::new(|_| {}),
+            Box::new(|_, _| {}),
         );
         let mut simulation = Simulation {
             random: Random::new(seed),
@@ -200,7 +200,7 @@ impl Simulation {
     pub(super) fn open(&self, budget: u64) -> Result<Arc<Group>, JournalError> {
         let storage = Arc::new(self.storage.clone());
         let settings = settings(&self.legs, budget);
-        Group::open(settings, storage, self.clock.clone(), Arena::default(), Box::new(|_| {}))
+        Group::open(settings, storage, self.clock.clone(), Arena::default(), Box::new(|_, _| {}))
     }
 
     pub(super) fn site(&self) -> MutexGuard<'_, Site> {

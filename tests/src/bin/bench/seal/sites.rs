@@ -61,7 +61,7 @@ impl Sites {
             resync_rate_bytes: None,
         };
         let arena = Arena::new(1 << 20);
-        let group = Group::open(settings, storage, Arc::new(SystemClock), arena, Box::new(|_| ()))?;
+        let group = Group::open(settings, storage, Arc::new(SystemClock), arena, Box::new(|_, _| ()))?;
         let tap = TapVolume::new(group.clone(), 0);
         let store = StoreWriter::open(&folder.path().join("store"), WriterOptions::default())?;
         let peer: PeerName = "source".parse()?;
@@ -116,6 +116,7 @@ impl Sites {
         let head = self.group.head().context("something is sealed")?;
         ensure!(self.store.head(self.group.name()) == Some(head), "the store has all segments");
         self.group.receipt(head)?;
+        self.group.note_everywhere(head.sequence);
         Ok(())
     }
 
