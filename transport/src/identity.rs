@@ -361,6 +361,16 @@ impl From<Fingerprint> for String {
 pub struct PublicKey([u8; 32]);
 
 impl PublicKey {
+    /// The key with these 32 bytes, as in RFC 8032. Bytes that are no key verify nothing.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its 32 bytes, as in RFC 8032.
+    pub fn to_bytes(&self) -> [u8; 32] {
+        self.0
+    }
+
     /// Fingerprint of the identity that has this key.
     pub fn fingerprint(&self) -> Fingerprint {
         let mut spki = ED25519_SPKI_PREFIX.to_vec();
