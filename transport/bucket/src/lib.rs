@@ -1,3 +1,11 @@
 //! Keeps groups in object storage: the road to a recovery site that has no server of ours.
 //!
-//! `BUCKET.md` is the definition; begin there.
+//! `BUCKET.md` is the definition; begin there. [`keys`] and [`documents`] are what lies in a bucket, [`chain`] decides which of its
+//! segments are a group's.
+
+pub mod chain;
+pub mod documents;
+mod error;
+pub mod keys;
+
+pub use error::BucketError;
