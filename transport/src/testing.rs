@@ -16,8 +16,8 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     Begin, CallAnswer, CallRequest, EnrolledPeer, Enrolment, Heartbeat, Identity, Inbox, LinkOptions,
-    LinkState, NewestCut, Outbox, PeerName, Receipt, Refusal, RefusalKind, SegmentDescriptor, SegmentSink,
-    SiteError, SiteOptions, SiteServer, SourceLink,
+    LinkState, NewestCut, Outbox, PeerName, Refusal, RefusalKind, SegmentDescriptor, SegmentSink, SiteError,
+    SiteOptions, SiteServer, SourceLink,
 };
 
 /// Longer than anything that is waited for takes, so that a fault fails a test instead of hanging it.
@@ -84,7 +84,7 @@ pub(crate) fn segment(sequence: u64, size: usize, parent: Hash) -> (SegmentDescr
 #[derive(Default)]
 pub(crate) struct OutboxState {
     pub(crate) segments: Vec<(SegmentDescriptor, Vec<u8>)>,
-    pub(crate) receipts: Vec<Receipt>,
+    pub(crate) receipts: Vec<Position>,
     pub(crate) refusals: Vec<Refusal>,
     pub(crate) links: Vec<LinkState>,
     pub(crate) site_heads: Vec<Option<Position>>,
@@ -92,7 +92,7 @@ pub(crate) struct OutboxState {
 
 impl OutboxState {
     pub(crate) fn confirmed(&self) -> u64 {
-        self.receipts.last().map_or(0, |receipt| receipt.position.sequence.0)
+        self.receipts.last().map_or(0, |receipt| receipt.sequence.0)
     }
 
     /// Errors with which the link was down so far.
@@ -175,8 +175,8 @@ impl Outbox for MemoryOutbox {
         &self.wake
     }
 
-    fn receipt(&self, receipt: &Receipt) {
-        self.state.change(|state| state.receipts.push(receipt.clone()));
+    fn receipt(&self, position: Position) {
+        self.state.change(|state| state.receipts.push(position));
     }
 
     fn heartbeat(&self) -> Heartbeat {

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use journal_format::{Generation, GroupName, Position, Sequence, Timestamp};
@@ -10,7 +9,7 @@ use tokio::sync::Notify;
 
 use crate::link::LinkError;
 use crate::names::PeerName;
-use crate::wire::{CallAnswer, CallRequest, Heartbeat, Receipt, Refusal, RefusalKind, SegmentDescriptor};
+use crate::wire::{CallAnswer, CallRequest, Heartbeat, Refusal, RefusalKind, SegmentDescriptor};
 
 /// What is to be shipped for one group; implemented over the journal by the source's daemon.
 ///
@@ -49,9 +48,10 @@ pub trait Outbox: Send + Sync + 'static {
     /// Told by `notify_one` each time something new was sealed; must always be the same object.
     fn wake(&self) -> &Notify;
 
-    /// A receipt whose signature was verified against the site's pinned key. Positions never go backwards within a
-    /// connection; the same one may come again. The first one after a connection repeats the head that `site_head` was told.
-    fn receipt(&self, receipt: &Receipt);
+    /// Everything up to `position` is received: by a receipt whose signature was verified against the site's pinned key, or, where a
+    /// bucket's settings say so, by what the bucket has answered. Positions never go backwards within a connection; the same one may
+    /// come again. The first one after a connection may repeat the head that `site_head` was told.
+    fn receipt(&self, position: Position);
 
     /// What the site should know now; asked every heartbeat interval.
     fn heartbeat(&self) -> Heartbeat;
@@ -72,8 +72,8 @@ pub enum LinkState {
     Connecting,
     /// The site welcomed the group; segments flow.
     Connected {
-        /// Address of the site.
-        address: SocketAddr,
+        /// Where the site is: its address, or its bucket.
+        place: String,
         /// The site's head when it welcomed the group.
         site_head: Option<Position>,
     },

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use journal_format::{Generation, GroupName, Position, Sequence};
 use tokio::sync::Notify;
 use tracing::{info, warn};
-use transport::{Heartbeat, LinkState, NewestCut, Outbox, Receipt, Refusal, RefusalKind, SegmentDescriptor};
+use transport::{Heartbeat, LinkState, NewestCut, Outbox, Refusal, RefusalKind, SegmentDescriptor};
 
 use super::member::Member;
 use super::status;
@@ -60,8 +60,8 @@ impl Outbox for Shipping {
         &self.target().wake
     }
 
-    fn receipt(&self, receipt: &Receipt) {
-        self.member.targets.received(&self.member.group, self.number, receipt.position);
+    fn receipt(&self, position: Position) {
+        self.member.targets.received(&self.member.group, self.number, position);
     }
 
     fn heartbeat(&self) -> Heartbeat {
@@ -93,8 +93,8 @@ impl Outbox for Shipping {
         let (group, target) = (self.member.name(), self.target());
         match state {
             LinkState::Connecting => {}
-            LinkState::Connected { address, site_head } => {
-                info!(%group, target = %target.name, %address, site_head = site_head.map(tracing::field::display), "connected to the recovery site");
+            LinkState::Connected { place, site_head } => {
+                info!(%group, target = %target.name, place, site_head = site_head.map(tracing::field::display), "connected to the recovery site");
                 self.member.targets.connected(self.number);
             }
             LinkState::Refused(refusal) => target.set_link(true, Some(refusal.to_string())),

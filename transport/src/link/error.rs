@@ -132,6 +132,14 @@ pub enum LinkError {
         "TLS cannot be set up with this source's identity; restore its folder from a backup or make it anew"
     )]
     Tls(#[from] rustls::Error),
+    /// The bucket that the groups are kept in cannot be used.
+    #[error("the bucket cannot be used")]
+    Bucket {
+        /// What the caller can do about it.
+        kind: ErrorKind,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The journal's side failed while it was asked.
     #[error("shipping group '{group}' failed inside this process; it is tried again")]
     Failed {
@@ -154,6 +162,7 @@ impl LinkError {
             | LinkError::Connect { .. }
             | LinkError::Tls(_) => ErrorKind::Invalid,
             LinkError::Limit { .. } => ErrorKind::Full,
+            LinkError::Bucket { kind, .. } => *kind,
             _ => ErrorKind::Retry,
         }
     }

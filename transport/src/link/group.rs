@@ -264,7 +264,7 @@ impl Session<'_> {
             SourceAction::Opened(site_head) => {
                 self.link.welcomed.store(true, Ordering::Relaxed);
                 self.link.caller.set_connection(Some(self.link.connection.clone()));
-                let state = LinkState::Connected { address: self.link.address, site_head };
+                let state = LinkState::Connected { place: self.link.address.to_string(), site_head };
                 blocking(&outbox, move |outbox| outbox.link(state)).await;
             }
             SourceAction::Heartbeat => {
@@ -278,7 +278,7 @@ impl Session<'_> {
             }
             SourceAction::Ship(descriptor) => self.ship(descriptor),
             SourceAction::Deliver(receipt) => {
-                blocking(&outbox, move |outbox| outbox.receipt(&receipt)).await;
+                blocking(&outbox, move |outbox| outbox.receipt(receipt.position)).await;
             }
             SourceAction::Report(refusal) => {
                 warn!(group = %outbox.group(), kind = ?refusal.kind, reason = refusal.to_string(), "refused");

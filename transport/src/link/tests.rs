@@ -41,7 +41,7 @@ async fn everything_sealed_is_shipped_whole_and_confirmed() {
         }
     });
     let confirmed: Vec<u64> =
-        a.state.read(|state| state.receipts.iter().map(|receipt| receipt.position.sequence.0).collect());
+        a.state.read(|state| state.receipts.iter().map(|position| position.sequence.0).collect());
     assert!(confirmed.is_sorted(), "{confirmed:?}");
     lab.inbox.0.until("a heartbeat arrives", |state| !state.heartbeats.is_empty()).await;
     assert_eq!(server.status().borrow().peers[0].groups.len(), 2);
@@ -334,7 +334,7 @@ async fn receipt_with_a_wrong_signature_is_ignored_and_reported() {
     }
     outbox.until_confirmed(1).await;
     outbox.state.read(|state| {
-        assert_eq!(state.receipts, [sign(&lab.site, 0)]);
+        assert_eq!(state.receipts, [sign(&lab.site, 0).position]);
         assert_eq!(state.refusals.len(), 2);
         assert!(state.refusals.iter().all(|refusal| refusal.kind == RefusalKind::Corrupt));
     });

@@ -13,7 +13,7 @@ use std::io;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 use transport::{
-    CallAnswer, CallError, CallRequest, Caller, Heartbeat, LinkState, Outbox, PendingCall, Receipt, Refusal,
+    CallAnswer, CallError, CallRequest, Caller, Heartbeat, LinkState, Outbox, PendingCall, Refusal,
     RefusalKind, SegmentDescriptor,
 };
 
@@ -317,7 +317,7 @@ impl Outbox for PairOutbox {
         &self.wake
     }
 
-    fn receipt(&self, _receipt: &Receipt) {}
+    fn receipt(&self, _position: Position) {}
 
     fn heartbeat(&self) -> Heartbeat {
         let now = self.member.clock.now();
