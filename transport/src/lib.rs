@@ -26,6 +26,7 @@ pub use enrolment::{EnrolledPeer, Enrolment, EnrolmentError};
 pub use identity::{Fingerprint, Identity, IdentityError, PublicKey, Signature};
 pub use link::{CallError, Caller, LinkError, LinkOptions, PendingCall, SourceLink};
 pub use names::PeerName;
+pub use session::Backoff;
 pub use site::{PeerStatus, RefusedIdentity, SiteError, SiteOptions, SiteServer, SiteStatus};
 pub use traits::{Begin, Inbox, LinkState, Outbox, SegmentSink};
 pub use wire::{

@@ -5,7 +5,7 @@ mod backoff;
 mod site;
 mod source;
 
-pub(crate) use backoff::Backoff;
+pub use backoff::Backoff;
 pub(crate) use site::{SiteAction, SiteSession};
 pub(crate) use source::{SourceAction, SourceEnd, SourceSession, SourceSessionOptions, WriteFailure};
 

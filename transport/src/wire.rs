@@ -445,7 +445,7 @@ pub fn decode<T: DeserializeOwned>(what: &'static str, body: &[u8]) -> Result<T,
 }
 
 /// Cuts a text to [`TEXT_BYTES_MAX`] at a character's boundary.
-pub(crate) fn shortened(mut text: String) -> String {
+pub fn shortened(mut text: String) -> String {
     if text.len() > TEXT_BYTES_MAX {
         text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Doubles from a minimum to a maximum, with jitter, so that many sources do not return to a site all at once.
 #[derive(Clone, Debug)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     min: Duration,
     max: Duration,
     next: Duration,
@@ -13,19 +13,19 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     /// `seed` decides the jitter.
-    pub(crate) fn new(min: Duration, max: Duration, seed: u64) -> Self {
+    pub fn new(min: Duration, max: Duration, seed: u64) -> Self {
         Self { min, max, next: min, state: seed }
     }
 
     /// The next pause: between a half and the whole of a value that doubles each time.
-    pub(crate) fn pause(&mut self) -> Duration {
+    pub fn pause(&mut self) -> Duration {
         let whole = self.next;
         self.next = (whole * 2).min(self.max);
         whole / 2 + whole.mul_f64(self.fraction() / 2.0)
     }
 
     /// Begins again at the minimum.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.next = self.min;
     }
 
