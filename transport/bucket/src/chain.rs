@@ -10,13 +10,14 @@ use journal_format::{Generation, GroupName, Hash, Position, Sequence};
 use thiserror::Error;
 
 use crate::documents::{Claim, ClaimKind};
-use crate::error::BucketError;
+use crate::error::RoadError;
 use crate::keys::{ClaimNumber, SegmentName};
 
 /// The claims of a group, read in their order, and what follows from them.
 #[derive(Clone, Debug)]
 pub struct Claims {
     group: GroupName,
+    next: ClaimNumber,
     newest: Option<Claim>,
     starts: Vec<Start>,
     /// Which start has the sequences from `first` on, up to the next entry's; ascending in both fields.
@@ -51,7 +52,12 @@ struct Piece {
 impl Claims {
     /// Of a group of which no claim was read yet.
     pub fn new(group: GroupName) -> Self {
-        Self { group, newest: None, starts: Vec::new(), pieces: Vec::new() }
+        Self::since(group, ClaimNumber::FIRST)
+    }
+
+    /// The same without the claims before `first`: nothing is known then of the sequences that were put under these.
+    pub fn since(group: GroupName, first: ClaimNumber) -> Self {
+        Self { group, next: first, newest: None, starts: Vec::new(), pieces: Vec::new() }
     }
 
     /// The newest claim that was read.
@@ -61,17 +67,17 @@ impl Claims {
 
     /// The number of the claim to read, or to put, next.
     pub fn next(&self) -> ClaimNumber {
-        self.newest.as_ref().map_or(ClaimNumber::FIRST, |newest| newest.number.next())
+        self.next
     }
 
     /// Takes in the next claim.
     ///
     /// # Errors
-    /// [`BucketError::Claims`] if it is of another group, is not the next one, or its generation is lower than that of the one before it.
-    pub fn push(&mut self, claim: Claim) -> Result<(), BucketError> {
+    /// [`RoadError::Claims`] if it is of another group, is not the next one, or its generation is lower than that of the one before it.
+    pub fn push(&mut self, claim: Claim) -> Result<(), RoadError> {
         self.check(&claim).map_err(|rule| {
             let (group, number) = (self.group.clone(), claim.number);
-            BucketError::Claims { group, number, rule }
+            RoadError::Claims { group, number, rule }
         })?;
         if claim.kind == ClaimKind::Start {
             let start = Start { number: claim.number, generation: claim.generation, behind: claim.behind };
@@ -82,6 +88,7 @@ impl Claims {
             self.pieces.push(Piece { first, start: self.starts.len() });
             self.starts.push(start);
         }
+        self.next = claim.number.next();
         self.newest = Some(claim);
         Ok(())
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use transport::wire::TEXT_BYTES_MAX;
 use transport::{Fingerprint, PeerName, PublicKey, Receipt, Signature};
 
-use crate::error::BucketError;
+use crate::error::RoadError;
 use crate::keys::ClaimNumber;
 
 /// Largest document in bytes.
@@ -43,12 +43,12 @@ pub trait Document: Serialize + DeserializeOwned {
     /// Reads it from the bytes of the object `key`.
     ///
     /// # Errors
-    /// [`BucketError::TooLarge`], [`BucketError::Version`] or [`BucketError::Document`].
-    fn decode(key: &Path, bytes: &[u8]) -> Result<Self, BucketError> {
-        let wrong = |reason: String| BucketError::Document { key: key.clone(), what: Self::NAME, reason };
+    /// [`RoadError::TooLarge`], [`RoadError::Version`] or [`RoadError::Document`].
+    fn decode(key: &Path, bytes: &[u8]) -> Result<Self, RoadError> {
+        let wrong = |reason: String| RoadError::Document { key: key.clone(), what: Self::NAME, reason };
         if bytes.len() as u64 > DOCUMENT_BYTES_MAX {
             let (actual, limit) = (bytes.len() as u64, DOCUMENT_BYTES_MAX);
-            return Err(BucketError::TooLarge { key: key.clone(), actual, limit });
+            return Err(RoadError::TooLarge { key: key.clone(), actual, limit });
         }
         let stamp: Stamp = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
         if stamp.format != Self::FORMAT {
@@ -56,7 +56,7 @@ pub trait Document: Serialize + DeserializeOwned {
         }
         if stamp.version != u64::from(Self::VERSION) {
             let supported = Self::VERSION;
-            return Err(BucketError::Version { key: key.clone(), found: stamp.version, supported });
+            return Err(RoadError::Version { key: key.clone(), found: stamp.version, supported });
         }
         let document: Self = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
         document.check().map_err(|rule| wrong(rule.to_owned()))?;
@@ -249,14 +249,9 @@ impl Checked {
     /// The receipt, if the identity with the fingerprint `pinned` signed it for `group`.
     ///
     /// # Errors
-    /// [`BucketError::Forged`], which names the object `key`.
-    pub fn receipt(
-        &self,
-        key: &Path,
-        group: &GroupName,
-        pinned: Fingerprint,
-    ) -> Result<Receipt, BucketError> {
-        let forged = |reason| BucketError::Forged { key: key.clone(), reason };
+    /// [`RoadError::Forged`], which names the object `key`.
+    pub fn receipt(&self, key: &Path, group: &GroupName, pinned: Fingerprint) -> Result<Receipt, RoadError> {
+        let forged = |reason| RoadError::Forged { key: key.clone(), reason };
         if self.group != *group {
             return Err(forged("it is for another group"));
         }

@@ -9,7 +9,7 @@ use crate::keys::ClaimNumber;
 
 /// Why something in a bucket cannot be read, put or used.
 #[derive(Debug, Error)]
-pub enum BucketError {
+pub enum RoadError {
     /// The prefix is not one.
     #[error("'{prefix}' cannot be the prefix of a bucket's objects")]
     Prefix {
@@ -123,48 +123,46 @@ pub enum BucketError {
     },
 }
 
-impl BucketError {
+impl RoadError {
     /// What the caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            BucketError::Store { source, .. } => store_kind(source),
-            BucketError::Fenced { .. } => ErrorKind::Fenced,
-            BucketError::Prefix { .. } | BucketError::Version { .. } | BucketError::Groups { .. } => {
+            RoadError::Store { source, .. } => store_kind(source),
+            RoadError::Fenced { .. } => ErrorKind::Fenced,
+            RoadError::Prefix { .. } | RoadError::Version { .. } | RoadError::Groups { .. } => {
                 ErrorKind::Invalid
             }
-            BucketError::TooLarge { .. }
-            | BucketError::Document { .. }
-            | BucketError::Claims { .. }
-            | BucketError::OtherBytes { .. }
-            | BucketError::Forged { .. }
-            | BucketError::Segment { .. } => ErrorKind::Corrupt,
-            BucketError::Journal { .. } | BucketError::Failed { .. } => ErrorKind::Retry,
+            RoadError::TooLarge { .. }
+            | RoadError::Document { .. }
+            | RoadError::Claims { .. }
+            | RoadError::OtherBytes { .. }
+            | RoadError::Forged { .. }
+            | RoadError::Segment { .. } => ErrorKind::Corrupt,
+            RoadError::Journal { .. } | RoadError::Failed { .. } => ErrorKind::Retry,
         }
     }
 
     /// What to do now; may be empty.
     pub fn hint(&self) -> &'static str {
         match self {
-            BucketError::Prefix { .. } => {
+            RoadError::Prefix { .. } => {
                 "use parts of letters, digits, '-', '_' and '.', separated by single '/'"
             }
-            BucketError::Store { source, .. } => store_hint(source),
-            BucketError::Version { .. } => {
-                "install the same release of thirdsite wherever the bucket is used"
-            }
-            BucketError::TooLarge { .. } | BucketError::Document { .. } | BucketError::Claims { .. } => {
+            RoadError::Store { source, .. } => store_hint(source),
+            RoadError::Version { .. } => "install the same release of thirdsite wherever the bucket is used",
+            RoadError::TooLarge { .. } | RoadError::Document { .. } | RoadError::Claims { .. } => {
                 "something else writes below the bucket's prefix, or an object was changed; nothing is sent until it is as it was"
             }
-            BucketError::Segment { .. } => "restore this version of the object if the bucket keeps versions",
-            BucketError::OtherBytes { .. } => "something else writes below the bucket's prefix; look for it",
-            BucketError::Fenced { .. } => {
+            RoadError::Segment { .. } => "restore this version of the object if the bucket keeps versions",
+            RoadError::OtherBytes { .. } => "something else writes below the bucket's prefix; look for it",
+            RoadError::Fenced { .. } => {
                 "this source sends nothing more; if the other one should not write, stop it and start this one again"
             }
-            BucketError::Groups { .. } => "name each group once in the source's settings",
-            BucketError::Forged { .. } => {
+            RoadError::Groups { .. } => "name each group once in the source's settings",
+            RoadError::Forged { .. } => {
                 "the journal keeps everything; check the recovery site's fingerprint in the source's settings, and who can write to the bucket"
             }
-            BucketError::Journal { .. } | BucketError::Failed { .. } => "",
+            RoadError::Journal { .. } | RoadError::Failed { .. } => "",
         }
     }
 }

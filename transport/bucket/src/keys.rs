@@ -6,7 +6,7 @@ use journal_format::{GroupName, Sequence};
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
-use crate::error::BucketError;
+use crate::error::RoadError;
 
 const CLAIM_DIGITS: usize = 10;
 const SEQUENCE_DIGITS: usize = 20;
@@ -74,10 +74,10 @@ impl BucketKeys {
     /// Under `prefix`, parts of which are separated by `/`; empty for the whole bucket.
     ///
     /// # Errors
-    /// [`BucketError::Prefix`].
-    pub fn new(prefix: &str) -> Result<Self, BucketError> {
+    /// [`RoadError::Prefix`].
+    pub fn new(prefix: &str) -> Result<Self, RoadError> {
         let parsed = Path::parse(prefix);
-        let prefix = parsed.map_err(|source| BucketError::Prefix { prefix: prefix.to_owned(), source })?;
+        let prefix = parsed.map_err(|source| RoadError::Prefix { prefix: prefix.to_owned(), source })?;
         Ok(Self { prefix })
     }
 

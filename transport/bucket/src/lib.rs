@@ -8,4 +8,4 @@ pub mod documents;
 mod error;
 pub mod keys;
 
-pub use error::BucketError;
+pub use error::RoadError;
