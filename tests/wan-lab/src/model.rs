@@ -129,6 +129,21 @@ impl Direction {
         }
     }
 
+    /// Takes a piece of a byte stream, which is never lost and never overtaken, and says when it arrives.
+    ///
+    /// The state of the link is not looked at: who calls this waits while it is not up.
+    pub fn carry(&mut self, now_ns: u64, length: u32) -> u64 {
+        self.counters.offered.count(length);
+        self.counters.delivered.count(length);
+        let left_ns = match self.settings.rate {
+            None => now_ns,
+            Some(rate) => self.bottleneck.pass(now_ns, length, rate, u64::MAX).unwrap_or(now_ns),
+        };
+        let at_ns = (left_ns + nanoseconds(self.settings.delay) + self.jitter_ns()).max(self.last_arrival_ns);
+        self.last_arrival_ns = at_ns;
+        at_ns
+    }
+
     /// Changes the link from now on.
     pub fn apply(&mut self, change: &Change) {
         if let Some(link) = change.link {
@@ -159,6 +174,11 @@ impl Direction {
     /// Sums since the start.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Bytes that the queue holds.
+    pub fn queue_bytes(&self) -> u64 {
+        self.queue_bytes
     }
 
     /// Bytes that wait before the bottleneck or are held.
@@ -211,27 +231,28 @@ impl Direction {
 
     /// When a packet that has left the bottleneck arrives.
     fn arrival(&mut self, left_ns: u64, length: u32) -> u64 {
-        let mut at_ns = left_ns + nanoseconds(self.settings.delay);
-        let mut keeps_order = true;
-        if let Some(jitter) = &self.settings.jitter {
-            let amount = jitter.amount.as_nanos() as f64;
-            keeps_order = jitter.keeps_order;
-            at_ns += match jitter.shape {
-                JitterShape::Uniform => 2.0 * amount * self.random.unit(),
-                JitterShape::Normal => amount * self.random.normal().abs(),
-            } as u64;
-        }
+        let at_ns = left_ns + nanoseconds(self.settings.delay) + self.jitter_ns();
         if let Some(reorder) = &self.settings.reorder
             && self.random.happens(reorder.share.get())
         {
             self.counters.reordered.count(length);
             return at_ns + nanoseconds(reorder.extra);
         }
-        if keeps_order {
-            at_ns = at_ns.max(self.last_arrival_ns);
-            self.last_arrival_ns = at_ns;
+        if self.settings.jitter.as_ref().is_some_and(|jitter| !jitter.keeps_order) {
+            return at_ns;
         }
-        at_ns
+        self.last_arrival_ns = at_ns.max(self.last_arrival_ns);
+        self.last_arrival_ns
+    }
+
+    fn jitter_ns(&mut self) -> u64 {
+        let Some(jitter) = &self.settings.jitter else { return 0 };
+        let amount = jitter.amount.as_nanos() as f64;
+        let added = match jitter.shape {
+            JitterShape::Uniform => 2.0 * amount * self.random.unit(),
+            JitterShape::Normal => amount * self.random.normal().abs(),
+        };
+        added as u64
     }
 }
 

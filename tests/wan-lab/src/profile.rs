@@ -141,6 +141,14 @@ pub enum Way {
 impl Way {
     /// Both, up first.
     pub const BOTH: [Way; 2] = [Way::Up, Way::Down];
+
+    /// `up` or `down`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::Up => "up",
+            Way::Down => "down",
+        }
+    }
 }
 
 /// What one direction is like.
