@@ -4,6 +4,7 @@ mod builtin;
 mod error;
 mod file;
 mod print;
+mod timeline;
 mod units;
 
 #[cfg(test)]
@@ -16,6 +17,7 @@ use serde::Deserialize;
 
 pub use builtin::BUILT_IN;
 pub use error::ProfileError;
+pub use timeline::Outage;
 pub use units::{Rate, Share};
 
 /// Version of the profile's format.
