@@ -1,5 +1,7 @@
 //! The command line. Names and ids that one command prints are accepted by the others.
 
+mod wan_lab;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use chrono::{DateTime, FixedOffset};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use journal_format::{BookmarkName, GroupName, PointId, VolumeName};
 
+pub(crate) use self::wan_lab::{Engine, WanLabCommand, WanLabRunArgs};
 use crate::settings::Listen;
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong arguments or settings; 3 damaged data; 4 a daemon, site or \
@@ -57,6 +60,9 @@ pub(crate) enum Command {
     Boot(BootArgs),
     /// Read and re-hash everything in a store
     Verify(VerifyArgs),
+    /// Measure the transport over an emulated wide-area link, on this host alone
+    #[command(subcommand)]
+    WanLab(WanLabCommand),
 }
 
 #[derive(Debug, Subcommand)]

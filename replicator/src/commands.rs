@@ -10,6 +10,7 @@ mod resync;
 mod seed;
 mod tap;
 mod verify;
+mod wan_lab;
 
 pub(crate) use self::boot::boot;
 pub(crate) use self::daemon::{cut, status};
@@ -21,3 +22,4 @@ pub(crate) use self::resync::resync;
 pub(crate) use self::seed::{export_seed, import_seed};
 pub(crate) use self::tap::{insert, remove};
 pub(crate) use self::verify::verify;
+pub(crate) use self::wan_lab::{list_profiles, run_wan_lab};

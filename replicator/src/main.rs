@@ -21,7 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{
     Cli, Command, IdentityCommand, PairCommand, PointCommand, SeedCommand, SiteCommand, SourceCommand,
-    TapCommand,
+    TapCommand, WanLabCommand,
 };
 use crate::failure::{Failure, exit};
 use crate::settings::SettingsError;
@@ -79,6 +79,10 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Restore(args) => commands::restore(&args),
         Command::Boot(args) => commands::boot(&args, &runtime()?),
         Command::Verify(args) => commands::verify(&args),
+        Command::WanLab(WanLabCommand::Run(args)) => commands::run_wan_lab(&args),
+        Command::WanLab(WanLabCommand::Profiles { name, json }) => {
+            commands::list_profiles(name.as_deref(), json)
+        }
     }
 }
 

@@ -76,6 +76,8 @@ pub struct Direction {
     bottleneck: Bottleneck,
     /// Whether the burst-loss chain is in its bad state.
     in_burst: bool,
+    /// When the packet that the chain was asked about last has left the bottleneck.
+    last_left_ns: u64,
     held_bytes: u64,
     /// Nothing that keeps its order arrives before this.
     last_arrival_ns: u64,
@@ -96,6 +98,7 @@ impl Direction {
             link: LinkState::Up,
             bottleneck: Bottleneck::default(),
             in_burst: false,
+            last_left_ns: 0,
             held_bytes: 0,
             last_arrival_ns: 0,
             random: Random::new(seed ^ stream),
@@ -202,7 +205,7 @@ impl Direction {
                 None => return self.drop(DropCause::Queue, length),
             },
         };
-        if let Some(cause) = self.lost() {
+        if let Some(cause) = self.lost(left_ns) {
             return self.drop(cause, length);
         }
         self.counters.delivered.count(length);
@@ -214,14 +217,21 @@ impl Direction {
         Verdict::Deliver { at_ns, duplicate_at_ns: twice.then_some(at_ns) }
     }
 
-    fn lost(&mut self) -> Option<DropCause> {
+    fn lost(&mut self, left_ns: u64) -> Option<DropCause> {
         if let Some(burst) = &self.settings.burst_loss {
+            // The two-state chain, any number of steps at once: the share that it tends to, and how much of where it was
+            // is left. Steps are packets of the MTU at the link's rate, so that a burst ends when nobody sends as well.
             let share = burst.share.get();
-            let change = match self.in_burst {
-                true => 1.0 / burst.mean_packets,
-                false => share / (burst.mean_packets * (1.0 - share)),
-            };
-            self.in_burst ^= self.random.happens(change);
+            let leave = 1.0 / burst.mean_packets;
+            let enter = share * leave / (1.0 - share);
+            let steps = self.settings.rate.map_or(1.0, |rate| {
+                let passed = left_ns.saturating_sub(self.last_left_ns) as f64;
+                passed * rate.bits() as f64 / (8e9 * f64::from(self.settings.mtu))
+            });
+            let left = (1.0 - leave - enter).max(0.0).powf(steps);
+            let in_bad = if self.in_burst { share + (1.0 - share) * left } else { share * (1.0 - left) };
+            self.last_left_ns = left_ns;
+            self.in_burst = self.random.happens(in_bad);
             if self.in_burst {
                 return Some(DropCause::Burst);
             }

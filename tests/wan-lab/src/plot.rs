@@ -12,7 +12,7 @@ const PANEL: f64 = 128.0;
 const GAP: f64 = 40.0;
 const COLOURS: [&str; 4] = ["#1763b8", "#c2410c", "#15803d", "#7e22ce"];
 
-const STYLE: &str = "text{font-family:system-ui,'Segoe UI',Roboto,Helvetica,Arial,sans-serif;font-size:12px;fill:#374151}\
+const STYLE: &str = "text{font-family:system-ui,'Segoe UI',Roboto,Helvetica,Arial,'DejaVu Sans',sans-serif;font-size:12px;fill:#374151}\
 .title{font-size:17px;font-weight:600;fill:#111827}.panel{font-size:13px;font-weight:600;fill:#111827}\
 .grid{stroke:#e5e7eb;stroke-width:1}.frame{stroke:#9ca3af;stroke-width:1;fill:none}\
 .band{fill:#fca5a5;fill-opacity:.35}.out{fill:#b91c1c;font-size:11px}\
@@ -122,7 +122,7 @@ impl Plot {
                 "<rect class=\"band\" x=\"{from:.1}\" y=\"{top}\" width=\"{width:.1}\" height=\"{PANEL}\"/>"
             );
             if is_first && width > 34.0 {
-                let (middle, line) = (from + width / 2.0, top + 14.0);
+                let (middle, line) = (from + width / 2.0, top + 16.0);
                 let label = escaped(&band.label);
                 let _ = writeln!(
                     svg,

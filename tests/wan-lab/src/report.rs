@@ -252,11 +252,11 @@ impl Report {
     fn subtitle(&self) -> String {
         let share =
             self.capacity_mbit.filter(|capacity| *capacity > 0.0).map_or_else(String::new, |capacity| {
-                format!(" of {capacity:.1} ({:.0} %)", 100.0 * self.goodput_mbit / capacity)
+                format!(" of the link's {capacity:.1} ({:.0} %)", 100.0 * self.goodput_mbit / capacity)
             });
         let void = if self.void.is_some() { " · VOID: the emulator was too slow" } else { "" };
         format!(
-            "goodput {:.1}{share} Mbit/s · lag p50 {:.2} s, p99 {:.2} s, max {:.2} s · {} of {} packets lost{void}",
+            "goodput {:.1} Mbit/s{share} · lag p50 {:.2} s, p99 {:.2} s, max {:.2} s · {} of {} packets lost{void}",
             self.goodput_mbit,
             self.lag_p50_seconds,
             self.lag_p99_seconds,

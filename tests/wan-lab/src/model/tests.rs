@@ -90,6 +90,27 @@ fn burst_loss_takes_its_share_in_bursts_of_the_mean_length() {
 }
 
 #[test]
+fn bursts_are_as_long_at_the_full_rate_and_pass_when_nobody_sends() {
+    let burst = BurstLoss { share: Share::percent(10.0), mean_packets: 50.0 };
+    // A packet takes 1 ms at 12 Mbit/s.
+    for (gap_ns, expected) in [(SECOND / 1000, 45.0..55.0), (SECOND, 1.0..1.25)] {
+        let settings = DirectionSettings {
+            rate: Some(Rate::mbit(12)),
+            burst_loss: Some(burst.clone()),
+            ..DirectionSettings::default()
+        };
+        let mut direction = up(settings, 7);
+        let verdicts: Vec<bool> = (0..500_000)
+            .map(|number| direction.offer(number * gap_ns, PACKET) == Verdict::Drop(DropCause::Burst))
+            .collect();
+        let lost = verdicts.iter().filter(|lost| **lost).count() as f64;
+        let bursts = verdicts.windows(2).filter(|pair| !pair[0] && pair[1]).count() as f64;
+        assert!((0.09..0.11).contains(&(lost / 500_000.0)), "{lost} packets lost");
+        assert!(expected.contains(&(lost / bursts)), "{} packets in a burst", lost / bursts);
+    }
+}
+
+#[test]
 fn jitter_adds_its_mean_and_keeps_the_order_or_does_not() {
     for (shape, mean) in [(JitterShape::Uniform, 1.0), (JitterShape::Normal, 0.798)] {
         let jitter = Jitter { amount: Duration::from_millis(1), shape, keeps_order: false };

@@ -1,0 +1,101 @@
+//! A site that counts what arrives, verifies its length, and keeps nothing.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use journal_format::{Generation, GroupName, Position, Sequence, Timestamp};
+use transport::{Begin, Heartbeat, Inbox, PeerName, Refusal, RefusalKind, SegmentDescriptor, SegmentSink};
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct CountingInbox(Arc<Counted>);
+
+#[derive(Debug, Default)]
+struct Counted {
+    arrived_bytes: AtomicU64,
+    chain: Mutex<Chain>,
+}
+
+#[derive(Debug, Default)]
+struct Chain {
+    head: Option<Position>,
+    /// Whole segments whose predecessors are not here yet.
+    ahead: BTreeMap<Sequence, Position>,
+}
+
+impl CountingInbox {
+    /// Payload that has arrived, also of segments that are not whole.
+    pub(super) fn arrived_bytes(&self) -> u64 {
+        self.0.arrived_bytes.load(Ordering::Relaxed)
+    }
+
+    fn chain(&self) -> MutexGuard<'_, Chain> {
+        self.0.chain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Chain {
+    fn next(&self) -> Sequence {
+        self.head.map_or(Sequence(1), |head| head.sequence.next())
+    }
+
+    fn has(&self, sequence: Sequence) -> bool {
+        sequence < self.next() || self.ahead.contains_key(&sequence)
+    }
+
+    fn attach(&mut self, position: Position) {
+        if self.has(position.sequence) {
+            return;
+        }
+        self.ahead.insert(position.sequence, position);
+        while let Some(position) = self.ahead.remove(&self.next()) {
+            self.head = Some(position);
+        }
+    }
+}
+
+impl Inbox for CountingInbox {
+    fn claim(&self, _: &PeerName, _: &GroupName, _: Generation) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn open_group(&self, _: &PeerName, _: &GroupName) -> Result<Option<Position>, Refusal> {
+        Ok(self.chain().head)
+    }
+
+    fn begin(&self, _: &GroupName, segment: &SegmentDescriptor) -> Result<Begin, Refusal> {
+        let chain = self.chain();
+        if chain.has(segment.position.sequence) {
+            return Ok(Begin::Have(chain.head));
+        }
+        Ok(Begin::Receive(Box::new(CountingSink { inbox: self.clone(), segment: *segment, bytes: 0 })))
+    }
+
+    fn heartbeat(&self, _: &GroupName, _: &Heartbeat, _: Timestamp) {}
+
+    fn closed(&self, _: &PeerName, _: &GroupName) {}
+}
+
+struct CountingSink {
+    inbox: CountingInbox,
+    segment: SegmentDescriptor,
+    bytes: u64,
+}
+
+impl SegmentSink for CountingSink {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        self.bytes += bytes.len() as u64;
+        self.inbox.0.arrived_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn commit(self: Box<Self>) -> Result<Option<Position>, Refusal> {
+        if self.bytes != self.segment.size_bytes {
+            let message = format!("{} bytes arrived of a segment of {}", self.bytes, self.segment.size_bytes);
+            return Err(Refusal::new(RefusalKind::Corrupt, message, ""));
+        }
+        let mut chain = self.inbox.chain();
+        chain.attach(self.segment.position);
+        Ok(chain.head)
+    }
+}
