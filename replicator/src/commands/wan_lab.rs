@@ -11,7 +11,7 @@ use std::fs;
 use serde_json::json;
 use wan_lab::profile::BUILT_IN;
 use wan_lab::report::PacketSums;
-use wan_lab::{LinkProfile, ProfileError, Rate, Report, Way};
+use wan_lab::{LinkProfile, ProfileError, Rate, Report, Share, Way};
 
 use crate::args::WanLabRunArgs;
 use crate::failure::{Failure, exit, with_causes};
@@ -59,12 +59,12 @@ pub(crate) fn list_profiles(name: Option<&str>, json: bool) -> anyhow::Result<()
             rate(profile.up.rate),
             rate(profile.down.rate),
             humantime::format_duration(profile.round_trip()).to_string(),
-            profile.up.loss.to_string(),
+            loss(profile).to_string(),
             profile.description.clone(),
         ]
     };
     let rows: Vec<_> = profiles.iter().map(row).collect();
-    print_table(&["NAME", "UP", "DOWN", "RTT", "RANDOM LOSS UP", "WHAT IT IS"], &rows);
+    print_table(&["NAME", "UP", "DOWN", "RTT", "LOSS UP", "WHAT IT IS"], &rows);
     Ok(())
 }
 
@@ -84,6 +84,12 @@ fn rate(rate: Option<Rate>) -> String {
     rate.map_or_else(|| "unlimited".to_owned(), |rate| rate.to_string())
 }
 
+/// Share of packets that is lost on the way up, at random and in bursts.
+fn loss(profile: &LinkProfile) -> Share {
+    let bursts = profile.up.burst_loss.as_ref().map_or(0.0, |burst| burst.share.get());
+    Share::new(1.0 - (1.0 - profile.up.loss.get()) * (1.0 - bursts))
+}
+
 fn profile_failure(error: &ProfileError) -> Failure {
     Failure::invalid(with_causes(error), error.hint())
 }
@@ -96,9 +102,9 @@ fn print(report: &Report) {
     );
     let capacity =
         report.capacity_mbit.filter(|capacity| *capacity > 0.0).map_or_else(String::new, |capacity| {
-            format!(" of {capacity:.1} ({:.1} %)", 100.0 * report.goodput_mbit / capacity)
+            format!(" of the link's {capacity:.1} ({:.1} %)", 100.0 * report.goodput_mbit / capacity)
         });
-    line("goodput", format!("{:.1}{capacity} Mbit/s", report.goodput_mbit));
+    line("goodput", format!("{:.1} Mbit/s{capacity}", report.goodput_mbit));
     line("confirmed", size(report.confirmed_bytes));
     line(
         "lag",

@@ -99,3 +99,37 @@ impl SegmentSink for CountingSink {
         Ok(chain.head)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use journal_format::{Epoch, Hash};
+
+    #[test]
+    fn the_head_follows_segments_that_end_in_another_order_and_short_ones_are_refused() {
+        let inbox = CountingInbox::default();
+        let (group, peer): (GroupName, PeerName) = ("g".parse().unwrap(), "p".parse().unwrap());
+        let begin = |number: u64| {
+            let position = Position {
+                generation: Generation(1),
+                sequence: Sequence(number),
+                epoch: Epoch(number),
+                hash: Hash::ZERO,
+            };
+            inbox.begin(&group, &SegmentDescriptor { position, parent: Hash::ZERO, size_bytes: 3 })
+        };
+        let receive = |number, bytes: &[u8]| match begin(number) {
+            Ok(Begin::Receive(mut sink)) => {
+                sink.write(bytes).unwrap();
+                sink.commit().map(|head| head.map(|head| head.sequence.0))
+            }
+            _ => panic!("segment {number} is here already"),
+        };
+        assert_eq!(receive(2, b"abc"), Ok(None));
+        assert!(receive(1, b"ab").is_err());
+        assert_eq!(receive(1, b"abc"), Ok(Some(2)));
+        assert!(matches!(begin(2), Ok(Begin::Have(Some(_)))));
+        assert_eq!(inbox.open_group(&peer, &group).unwrap().map(|head| head.sequence.0), Some(2));
+        assert_eq!(inbox.arrived_bytes(), 8);
+    }
+}
