@@ -30,3 +30,5 @@ mod tools;
 mod vm;
 #[path = "system/volumes.rs"]
 mod volumes;
+#[path = "system/wan_lab.rs"]
+mod wan_lab;
