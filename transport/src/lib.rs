@@ -9,6 +9,7 @@
 
 mod causes;
 pub mod clock;
+mod congestion;
 pub mod enrolment;
 
 mod frames;
