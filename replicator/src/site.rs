@@ -163,6 +163,7 @@ pub(crate) fn enroll(
     let peer = EnrolledPeer {
         name: peer_name(name)?,
         fingerprint: crate::identity::parse_fingerprint(fingerprint)?,
+        next_fingerprint: None,
         groups: groups.clone(),
     };
     Enrolment::add(&settings.enrolled, peer).map_err(|error| failure(&error))?;

@@ -195,7 +195,7 @@ impl Host {
         }
         let name: PeerName = "pair".parse().map_err(|_| anyhow::anyhow!("a name that is not one"))?;
         let groups = self.settings.groups.iter().map(|group| group.name.clone()).collect();
-        Enrolment::add(&path, EnrolledPeer { name, fingerprint, groups })
+        Enrolment::add(&path, EnrolledPeer { name, fingerprint, next_fingerprint: None, groups })
             .map_err(|error| Failure::invalid(with_causes(&error), "check [pair] in the settings"))?;
         Ok(SiteOptions::new(pair.listen, path))
     }

@@ -122,11 +122,13 @@ fn take_one(
     };
     let mut file = File::open(path).map_err(io_error("open", path))?;
     let mut buffer = vec![0; READ_BYTES];
+    let mut offset = 0;
     loop {
         let count = file.read(&mut buffer).map_err(io_error("read", path))?;
         if count == 0 {
             return sink.commit().map_err(refused);
         }
-        sink.write(&buffer[..count]).map_err(refused)?;
+        sink.write_at(offset, &buffer[..count]).map_err(refused)?;
+        offset += count as u64;
     }
 }

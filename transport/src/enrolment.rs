@@ -117,8 +117,18 @@ pub struct EnrolledPeer {
     pub name: PeerName,
     /// Fingerprint of its identity.
     pub fingerprint: Fingerprint,
+    /// Fingerprint of the identity that it changes to; until that is done it may use either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_fingerprint: Option<Fingerprint>,
     /// Groups that it may send.
     pub groups: Vec<GroupName>,
+}
+
+impl EnrolledPeer {
+    /// The identities that count as this peer.
+    pub fn fingerprints(&self) -> impl Iterator<Item = Fingerprint> {
+        [Some(self.fingerprint), self.next_fingerprint].into_iter().flatten()
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -205,6 +215,29 @@ impl Enrolment {
         })
     }
 
+    /// Lets a peer use another identity besides its own in the file at `path`, or, with none, makes the other one its own.
+    ///
+    /// # Errors
+    /// [`EnrolmentError::Unknown`]; if the fingerprint belongs to another peer; or as `load`.
+    pub fn rotate(path: &Path, name: &PeerName, next: Option<Fingerprint>) -> Result<Self, EnrolmentError> {
+        change(path, |enrolment| {
+            if let Some(next) = next
+                && let Some(other) = enrolment.find(&next)
+                && other.name != *name
+            {
+                let (enrolled, other) = (other.name.clone(), name.clone());
+                return Err(EnrolmentError::SameFingerprint { fingerprint: next, enrolled, other });
+            }
+            let unknown = || EnrolmentError::Unknown { name: name.clone(), path: path.to_owned() };
+            let peer = enrolment.peers.iter_mut().find(|peer| peer.name == *name).ok_or_else(unknown)?;
+            match next {
+                Some(next) => peer.next_fingerprint = Some(next).filter(|next| *next != peer.fingerprint),
+                None => peer.fingerprint = peer.next_fingerprint.take().unwrap_or(peer.fingerprint),
+            }
+            Ok(())
+        })
+    }
+
     /// All peers, in the order of the file.
     pub fn peers(&self) -> &[EnrolledPeer] {
         &self.peers
@@ -212,21 +245,24 @@ impl Enrolment {
 
     /// The peer that has this identity.
     pub fn find(&self, fingerprint: &Fingerprint) -> Option<&EnrolledPeer> {
-        self.peers.iter().find(|peer| peer.fingerprint == *fingerprint)
+        self.peers.iter().find(|peer| peer.fingerprints().any(|own| own == *fingerprint))
     }
 
     fn insert(&mut self, new: EnrolledPeer) -> Result<(), EnrolmentError> {
         for peer in &self.peers {
-            if peer.name == new.name && peer.fingerprint != new.fingerprint {
+            if peer.name == new.name && !peer.fingerprints().any(|own| own == new.fingerprint) {
                 return Err(EnrolmentError::SameName {
                     name: new.name,
                     enrolled: peer.fingerprint,
                     other: new.fingerprint,
                 });
             }
-            if peer.name != new.name && peer.fingerprint == new.fingerprint {
+            if peer.name != new.name
+                && let Some(fingerprint) =
+                    peer.fingerprints().find(|own| new.fingerprints().any(|new| new == *own))
+            {
                 return Err(EnrolmentError::SameFingerprint {
-                    fingerprint: new.fingerprint,
+                    fingerprint,
                     enrolled: peer.name.clone(),
                     other: new.name,
                 });

@@ -29,6 +29,14 @@ pub(crate) async fn read_message<T: DeserializeOwned>(
     stream: &mut RecvStream,
     what: &'static str,
 ) -> Result<Option<T>, ReadFault> {
+    Ok(read_sized(stream, what).await?.map(|(message, _)| message))
+}
+
+/// Like [`read_message`]; answers how many bytes of the stream the message took, too.
+pub(crate) async fn read_sized<T: DeserializeOwned>(
+    stream: &mut RecvStream,
+    what: &'static str,
+) -> Result<Option<(T, u64)>, ReadFault> {
     let mut prefix = [0; 4];
     match stream.read_exact(&mut prefix).await {
         Ok(()) => {}
@@ -42,7 +50,7 @@ pub(crate) async fn read_message<T: DeserializeOwned>(
         let chunk = stream.read_chunk(length - body.len(), true).await?.ok_or(ReadFault::Truncated)?;
         body.extend_from_slice(&chunk.bytes);
     }
-    Ok(Some(wire::decode(what, &body)?))
+    Ok(Some((wire::decode(what, &body)?, (prefix.len() + body.len()) as u64)))
 }
 
 /// Reads a preamble and answers the version in it.

@@ -15,8 +15,12 @@ pub mod enrolment;
 mod frames;
 pub mod identity;
 mod link;
+mod meter;
 pub mod names;
+pub mod network;
 mod quic;
+mod ranges;
+mod schedule;
 mod session;
 mod site;
 mod tls;
@@ -25,10 +29,11 @@ pub mod wire;
 
 pub use enrolment::{EnrolledPeer, Enrolment, EnrolmentError};
 pub use identity::{Fingerprint, Identity, IdentityError, PublicKey, Signature};
-pub use link::{CallError, Caller, LinkError, LinkOptions, PendingCall, SourceLink};
+pub use link::{CallError, Caller, LinkError, LinkLimits, LinkOptions, LinkStats, PendingCall, SourceLink};
 pub use names::PeerName;
+pub use network::{Network, SystemNetwork};
 pub use session::Backoff;
-pub use site::{PeerStatus, RefusedIdentity, SiteError, SiteOptions, SiteServer, SiteStatus};
+pub use site::{PartialLimits, PeerStatus, RefusedIdentity, SiteError, SiteOptions, SiteServer, SiteStatus};
 pub use traits::{Begin, Inbox, LinkState, Outbox, SegmentSink};
 pub use wire::{
     AttachedSegment, COMPARED_REGIONS_MAX, CallAnswer, CallRequest, Heartbeat, LISTED_BLOCKS_MAX,

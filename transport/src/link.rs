@@ -1,49 +1,55 @@
 //! The source's side: keeps one connection to the site and ships all groups over it.
 
 mod call;
+mod dial;
 mod error;
 mod group;
 mod segment;
+mod silence;
+mod stats;
+mod turns;
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use journal_format::GroupName;
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint};
+use quinn::Connection;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::sync::watch;
+use tokio::task::{Id, JoinHandle, JoinSet};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub use call::{CallError, Caller, PendingCall};
 pub use error::LinkError;
+pub use stats::LinkStats;
 
 use crate::causes::causes;
+use crate::congestion::PathMemory;
 use crate::frames::read_message;
 use crate::identity::{Fingerprint, Identity, PublicKey};
-use crate::quic::{CONTROL_STREAMS_MAX, IDLE_TIMEOUT, KEEP_ALIVE, code, source_endpoint, transport_config};
+use crate::meter::Meter;
+use crate::network::{Network, SystemNetwork};
+use crate::quic::{CONTROL_STREAMS_MAX, IDLE_TIMEOUT, KEEP_ALIVE, code, send_window};
 use crate::session::Backoff;
-use crate::tls::{self, Presented};
+use crate::tls;
 use crate::traits::{LinkState, Outbox};
 use crate::wire::{Receipt, Refusal, RefusalKind};
+use dial::{Connected, Dialer};
 use group::{GOODBYE_TIMEOUT, GroupEnd, GroupLink, blocking};
+use silence::Silence;
+use stats::StatsKeeper;
+use turns::Turns;
 
-/// Time for a handshake at one address.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// TLS alerts (RFC 8446, section 6.2) with which a site refuses a certificate.
-const CERTIFICATE_ALERTS: [u64; 5] = [42, 46, 48, 49, 116];
-/// TLS alert for a protocol that is not spoken.
-const NO_APPLICATION_PROTOCOL: u64 = 120;
-/// QUIC's error codes for TLS alerts begin here (RFC 9001, section 4.8).
-const CRYPTO_ERROR: std::ops::Range<u64> = 0x100..0x200;
-/// QUIC's error code of a server that takes no more connections.
-const CONNECTION_REFUSED: u64 = 0x2;
+/// Time between two looks at a connection.
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+/// Fingerprints of a site: its own and, while it changes its key, the next.
+const SITES_MAX: usize = 2;
 
 /// How a link behaves.
 #[derive(Clone, Debug)]
@@ -56,7 +62,7 @@ pub struct LinkOptions {
     pub software: String,
     /// Time between two heartbeats of a group.
     pub heartbeat_interval: Duration,
-    /// Segments that are being written at once, over all groups.
+    /// Segments of a group that are being written at once.
     pub segments_in_flight_max: usize,
     /// First pause after a loss; it doubles.
     pub backoff_min: Duration,
@@ -72,6 +78,23 @@ pub struct LinkOptions {
     pub idle_timeout: Duration,
     /// Time between two signs of life.
     pub keep_alive: Duration,
+    /// Hand batches of datagrams to the kernel, which splits them. Some drivers and carriers lose such batches.
+    pub segmentation_offload: bool,
+    /// Bytes per second that the path delivered when it was last used, as [`SourceLink::stats`] told; none if that is not known.
+    pub initial_rate: Option<u64>,
+    /// What may be sent from the beginning on.
+    pub limits: LinkLimits,
+    /// Where sockets come from.
+    pub network: Arc<dyn Network>,
+}
+
+/// What a link may put on the wire, in bytes per second with the headers of IP and UDP; none for as much as the path takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkLimits {
+    /// Everything.
+    pub link: Option<u64>,
+    /// Segments of these groups.
+    pub groups: HashMap<GroupName, u64>,
 }
 
 impl LinkOptions {
@@ -90,6 +113,10 @@ impl LinkOptions {
             seed,
             idle_timeout: IDLE_TIMEOUT,
             keep_alive: KEEP_ALIVE,
+            segmentation_offload: true,
+            initial_rate: None,
+            limits: LinkLimits::default(),
+            network: Arc::new(SystemNetwork),
         }
     }
 }
@@ -98,19 +125,24 @@ impl LinkOptions {
 #[derive(Debug)]
 pub struct SourceLink {
     callers: HashMap<GroupName, Caller>,
+    turns: Arc<Turns>,
+    meter: Arc<Meter>,
+    memory: Arc<PathMemory>,
+    stats: Arc<StatsKeeper>,
     shutdown: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl SourceLink {
-    /// Starts to ship `outboxes` to the site that has the fingerprint `site`. Never gives up; the outboxes are told how the link fares.
+    /// Starts to ship `outboxes` to the site that has one of the fingerprints `sites`: one, or two while the site changes its key.
+    /// Never gives up; the outboxes are told how the link fares.
     ///
     /// # Errors
-    /// [`LinkError::Groups`] or [`LinkError::Tls`]; what may pass is told to the outboxes instead.
+    /// [`LinkError::Groups`], [`LinkError::Sites`] or [`LinkError::Tls`]; what may pass is told to the outboxes instead.
     pub fn start(
         options: LinkOptions,
         identity: Arc<Identity>,
-        site: Fingerprint,
+        sites: Vec<Fingerprint>,
         outboxes: Vec<Arc<dyn Outbox>>,
         runtime: &Handle,
     ) -> Result<Self, LinkError> {
@@ -121,8 +153,11 @@ impl SourceLink {
                 return Err(LinkError::Groups { group: outbox.group().to_string(), limit });
             }
         }
+        if sites.is_empty() || sites.len() > SITES_MAX {
+            return Err(LinkError::Sites { actual: sites.len() });
+        }
         // Found out now, not at the first attempt.
-        tls::source_config(&identity, site)?;
+        tls::source_config(&identity, &sites)?;
         let shutdown = CancellationToken::new();
         let backoff = Backoff::new(options.backoff_min, options.backoff_max, options.seed);
         let caller = |outbox: &Arc<dyn Outbox>| {
@@ -130,16 +165,43 @@ impl SourceLink {
             (group.clone(), Caller::new(group, runtime.clone()))
         };
         let callers: HashMap<GroupName, Caller> = outboxes.iter().map(caller).collect();
-        let link = Link {
-            options: Arc::new(options),
+        let _entered = runtime.enter();
+        let meter = Meter::new();
+        meter.set_rate(options.limits.link);
+        let turns = Turns::new(outboxes.iter().map(|outbox| outbox.group().clone()).collect());
+        turns.set_limits(&options.limits.groups);
+        let memory = Arc::new(PathMemory::with_rate(options.initial_rate));
+        let stats = Arc::new(StatsKeeper::default());
+        let options = Arc::new(options);
+        let dialer = Dialer {
+            options: options.clone(),
             identity,
-            site,
+            sites,
+            meter: Arc::clone(&meter),
+            memory: Arc::clone(&memory),
+        };
+        let link = Link {
+            options,
+            dialer,
             outboxes,
             callers: callers.clone(),
+            turns: turns.clone(),
+            stats: stats.clone(),
             shutdown: shutdown.clone(),
         };
         let task = runtime.spawn(link.run(backoff));
-        Ok(Self { callers, shutdown, task })
+        Ok(Self { callers, turns, meter, memory, stats, shutdown, task })
+    }
+
+    /// Changes what may be sent from now on.
+    pub fn set_limits(&self, limits: &LinkLimits) {
+        self.meter.set_rate(limits.link);
+        self.turns.set_limits(&limits.groups);
+    }
+
+    /// How the line fares. Its rate is what `initial_rate` of the next process should be.
+    pub fn stats(&self) -> LinkStats {
+        self.stats.read(&self.memory, self.meter.sent_bytes())
     }
 
     /// The way to ask the site about a group; works whenever the group's session is open. None if the group is not shipped here.
@@ -166,38 +228,65 @@ impl Drop for SourceLink {
 
 struct Link {
     options: Arc<LinkOptions>,
-    identity: Arc<Identity>,
-    site: Fingerprint,
+    dialer: Dialer,
     outboxes: Vec<Arc<dyn Outbox>>,
     callers: HashMap<GroupName, Caller>,
+    turns: Arc<Turns>,
+    stats: Arc<StatsKeeper>,
     shutdown: CancellationToken,
 }
 
-/// A connection whose site is the pinned one.
-struct Connected {
-    endpoint: Endpoint,
-    connection: Connection,
-    address: SocketAddr,
-    presented: Arc<Presented>,
+/// How the use of a connection ended.
+enum End {
+    /// This side is shutting down.
+    Shutdown,
+    /// Another connection answered while this one was silent.
+    Moved(Connected),
+    Failed(LinkError),
+}
+
+/// The runtime's clock, which a test or a simulation may have stopped.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 impl Link {
-    async fn run(self, mut backoff: Backoff) {
+    async fn run(self, backoff: Backoff) {
+        let turns = self.turns.clone();
+        tokio::select! {
+            () = turns.run() => {}
+            () = self.keep_connected(backoff) => {}
+        }
+    }
+
+    async fn keep_connected(&self, mut backoff: Backoff) {
+        let mut moved = None;
         loop {
-            self.tell(&LinkState::Connecting).await;
-            let attempt = tokio::select! {
-                attempt = self.connect() => attempt,
-                () = self.shutdown.cancelled() => break,
+            let connected = match moved.take() {
+                Some(connected) => Ok(connected),
+                None => {
+                    self.tell(&LinkState::Connecting).await;
+                    tokio::select! {
+                        attempt = self.dialer.connect() => attempt,
+                        () = self.shutdown.cancelled() => break,
+                    }
+                }
             };
-            let error = match attempt {
+            let error = match connected {
                 Ok(connected) => {
                     let welcomed = AtomicBool::new(false).into();
                     let end = self.use_connection(connected, &welcomed).await;
                     if welcomed.load(Ordering::Relaxed) {
                         backoff.reset();
                     }
-                    let Some(error) = end else { break };
-                    error
+                    match end {
+                        End::Shutdown => break,
+                        End::Moved(connected) => {
+                            moved = Some(connected);
+                            continue;
+                        }
+                        End::Failed(error) => error,
+                    }
                 }
                 Err(error) => error,
             };
@@ -219,67 +308,11 @@ impl Link {
         }
     }
 
-    /// Tries the site's addresses one after the other.
-    async fn connect(&self) -> Result<Connected, LinkError> {
-        let unresolved = |source| LinkError::Resolve { address: self.options.site.clone(), source };
-        let addresses: Vec<_> =
-            tokio::net::lookup_host(&self.options.site).await.map_err(unresolved)?.collect();
-        let mut last = unresolved(std::io::ErrorKind::NotFound.into());
-        for address in addresses {
-            match self.connect_to(address).await {
-                Ok(connected) => return Ok(connected),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
-    async fn connect_to(&self, address: SocketAddr) -> Result<Connected, LinkError> {
-        let any = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let bind = self.options.bind.unwrap_or(SocketAddr::new(any, 0));
-        let endpoint = source_endpoint(bind).map_err(|source| LinkError::Bind { address: bind, source })?;
-        let (crypto, presented) = tls::source_config(&self.identity, self.site)?;
-        let mut config = ClientConfig::new(Arc::new(crypto));
-        config.transport_config(transport_config(self.options.idle_timeout, self.options.keep_alive));
-        let connecting = endpoint
-            .connect_with(config, address, tls::SERVER_NAME)
-            .map_err(|source| LinkError::Connect { address, source })?;
-        match timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(Ok(connection)) => Ok(Connected { endpoint, connection, address, presented }),
-            Ok(Err(error)) => {
-                // Lets the alert that tells the site reach it.
-                timeout(GOODBYE_TIMEOUT, endpoint.wait_idle()).await.ok();
-                Err(self.explain(error, address, &presented))
-            }
-            Err(_) => Err(LinkError::Unreachable { address }),
-        }
-    }
-
-    /// Ships until the connection ends; answers why, or nothing if this side is shutting down.
-    async fn use_connection(&self, connected: Connected, welcomed: &Arc<AtomicBool>) -> Option<LinkError> {
-        let Connected { endpoint, connection, address, presented } = connected;
-        info!(%address, site = %self.site, "connected to the site");
-        let permits = Arc::new(Semaphore::new(self.options.segments_in_flight_max.max(1)));
-        let mut groups = JoinSet::new();
-        let mut group_of_task = HashMap::new();
-        let mut routes = HashMap::new();
-        for outbox in &self.outboxes {
-            let (route, receipts) = watch::channel(None);
-            routes.insert(outbox.group().clone(), Route { outbox: outbox.clone(), route });
-            let link = GroupLink {
-                options: self.options.clone(),
-                outbox: outbox.clone(),
-                caller: self.callers[outbox.group()].clone(),
-                connection: connection.clone(),
-                address,
-                receipts,
-                permits: permits.clone(),
-                shutdown: self.shutdown.clone(),
-                welcomed: welcomed.clone(),
-            };
-            let task = groups.spawn(link.run());
-            group_of_task.insert(task.id(), outbox.group().clone());
-        }
+    /// Ships until the connection ends, or falls silent and another one answers.
+    async fn use_connection(&self, connected: Connected, welcomed: &Arc<AtomicBool>) -> End {
+        let Connected { connection, address, presented, .. } = &connected;
+        info!(%address, local = ?connected.source, "connected to the site");
+        let (mut groups, group_of_task, routes) = self.start_groups(&connected, welcomed);
         let mut receipts = JoinSet::new();
         if let Some(key) = presented.key() {
             receipts.spawn(read_receipts(connection.clone(), key.public_key, routes));
@@ -287,7 +320,20 @@ impl Link {
 
         let mut failed = None;
         let mut stopping = false;
-        while let Some(ended) = groups.join_next().await {
+        let mut moved = None;
+        let mut watch = pin!(self.watch(&connected));
+        loop {
+            let ended = tokio::select! {
+                ended = groups.join_next() => ended,
+                next = &mut watch, if moved.is_none() => {
+                    info!(%address, "another connection answered; the silent one is given up");
+                    moved = Some(next);
+                    // Ends the sessions.
+                    connection.close(code::GOODBYE, b"silent");
+                    continue;
+                }
+            };
+            let Some(ended) = ended else { break };
             match ended {
                 Ok(GroupEnd::Connection | GroupEnd::Goodbye) => {}
                 Ok(GroupEnd::SiteStopping) => stopping = true,
@@ -300,55 +346,87 @@ impl Link {
                 connection.close(code::GOODBYE, b"");
             }
         }
+        self.stats.ended();
+        if let (Some(connected), None) = (moved, &failed)
+            && !self.shutdown.is_cancelled()
+        {
+            return End::Moved(connected);
+        }
         let reason = connection.close_reason();
         connection.close(code::GOODBYE, b"goodbye");
-        timeout(GOODBYE_TIMEOUT, endpoint.wait_idle()).await.ok();
+        timeout(GOODBYE_TIMEOUT, connected.endpoint.wait_idle()).await.ok();
         match (failed, reason) {
-            (Some(error), _) => Some(error),
-            _ if self.shutdown.is_cancelled() => None,
-            _ if stopping => Some(LinkError::SiteStopped),
-            (None, Some(reason)) => Some(self.explain(reason, address, &presented)),
-            (None, None) => None,
+            (Some(error), _) => End::Failed(error),
+            _ if self.shutdown.is_cancelled() => End::Shutdown,
+            _ if stopping => End::Failed(LinkError::SiteStopped),
+            (None, Some(reason)) => End::Failed(self.dialer.explain(reason, *address, presented)),
+            (None, None) => End::Shutdown,
         }
     }
 
-    /// Says in the operator's terms why a connection, or an attempt, ended.
-    fn explain(&self, error: ConnectionError, address: SocketAddr, presented: &Presented) -> LinkError {
-        let expected = self.site;
-        match error {
-            ConnectionError::TransportError(ref fault) if CRYPTO_ERROR.contains(&u64::from(fault.code)) => {
-                match presented.key().map(|key| key.fingerprint) {
-                    Some(actual) if actual != expected => LinkError::WrongSite { address, expected, actual },
-                    None => LinkError::NoIdentity { address, expected },
-                    Some(_) => LinkError::Lost { address, source: error },
+    fn start_groups(&self, connected: &Connected, welcomed: &Arc<AtomicBool>) -> Started {
+        let mut groups = JoinSet::new();
+        let mut group_of_task = HashMap::new();
+        let mut routes = HashMap::new();
+        for outbox in &self.outboxes {
+            let (route, receipts) = watch::channel(None);
+            routes.insert(outbox.group().clone(), Route { outbox: outbox.clone(), route });
+            let link = GroupLink {
+                options: self.options.clone(),
+                outbox: outbox.clone(),
+                caller: self.callers[outbox.group()].clone(),
+                connection: connected.connection.clone(),
+                address: connected.address,
+                receipts,
+                turns: self.turns.clone(),
+                shutdown: self.shutdown.clone(),
+                welcomed: welcomed.clone(),
+            };
+            let task = groups.spawn(link.run());
+            group_of_task.insert(task.id(), outbox.group().clone());
+        }
+        (groups, group_of_task, routes)
+    }
+
+    /// Looks after a connection: what it may hold, how it fares, whether it is silent. Returns another one that answered
+    /// while it was.
+    async fn watch(&self, connected: &Connected) -> Connected {
+        let mut silence = Silence::default();
+        let mut tick = interval(WATCH_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            if !self.looks_silent(connected, &mut silence) {
+                continue;
+            }
+            let mut race = pin!(self.dialer.race(connected));
+            loop {
+                tokio::select! {
+                    next = &mut race => return next,
+                    _ = tick.tick() => {}
+                }
+                if !self.looks_silent(connected, &mut silence) {
+                    info!(address = %connected.address, "the silent line answers again");
+                    break;
                 }
             }
-            ConnectionError::ConnectionClosed(ref close) => {
-                let number = u64::from(close.error_code);
-                let alert = number.wrapping_sub(CRYPTO_ERROR.start);
-                if CERTIFICATE_ALERTS.contains(&alert) {
-                    LinkError::NotEnrolled { address, own: self.identity.fingerprint() }
-                } else if alert == NO_APPLICATION_PROTOCOL {
-                    LinkError::OtherProtocol { address }
-                } else if number == CONNECTION_REFUSED {
-                    LinkError::Limit { address }
-                } else {
-                    LinkError::Lost { address, source: error }
-                }
-            }
-            ConnectionError::ApplicationClosed(ref close) => match close.error_code {
-                code::GOODBYE => LinkError::SiteStopped,
-                code::REPLACED => LinkError::Replaced,
-                code::ENROLMENT => LinkError::EnrolmentRemoved,
-                code::LIMIT => LinkError::Limit { address },
-                _ => LinkError::Protocol { reason: String::from_utf8_lossy(&close.reason).into_owned() },
-            },
-            ConnectionError::TimedOut if presented.key().is_none() => LinkError::Unreachable { address },
-            ConnectionError::VersionMismatch => LinkError::OtherProtocol { address },
-            source => LinkError::Lost { address, source },
         }
     }
+
+    fn looks_silent(&self, connected: &Connected, silence: &mut Silence) -> bool {
+        let stats = connected.connection.stats();
+        connected.connection.set_send_window(send_window(stats.path.cwnd));
+        let (sent, written) = (self.dialer.meter.sent_bytes(), self.turns.written());
+        if let Some(overhead) = self.stats.observe(&stats, sent, written, now()) {
+            self.turns.set_overhead(overhead);
+        }
+        silence.observe(now(), &stats);
+        silence.is_silent(now(), stats.path.rtt)
+    }
 }
+
+/// Sessions of all groups of a connection, whose they are, and where receipts go.
+type Started = (JoinSet<GroupEnd>, HashMap<Id, GroupName>, HashMap<GroupName, Route>);
 
 struct Route {
     outbox: Arc<dyn Outbox>,

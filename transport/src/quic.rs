@@ -1,34 +1,43 @@
 //! The settings of QUIC, in one place, with the measurements behind them (200 Mbit/s, 20 to 600 ms, November 2026).
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::{hmac, rand};
 use quinn::{
-    AckFrequencyConfig, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, MtuDiscoveryConfig,
-    ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    AckFrequencyConfig, AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig,
+    MtuDiscoveryConfig, ServerConfig, TokioRuntime, TransportConfig, VarInt,
 };
-use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::congestion::{AckPattern, PathMemory, RateControl};
 use crate::identity::Identity;
 
-/// Small on purpose: quinn aborts a connection whose stream has more than 1024 gaps, which a single wide stream reaches
-/// at 200 Mbit/s and 100 ms. Several streams fill the link instead.
+/// More than a piece of a segment, so that no stream waits for its window, and less than 1024 packets, the number of
+/// gaps at which quinn aborts a connection.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
-/// At least twice the bandwidth-delay product of 200 Mbit/s at 600 ms.
-const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
-/// The kernel's usual upper bound; its default loses packets of loopback bursts.
-const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// Twice the bandwidth-delay product of 1 Gbit/s at 600 ms.
+pub(crate) const CONNECTION_WINDOW_BYTES_MAX: u64 = 160 << 20;
+/// Enough for 50 Mbit/s at 300 ms; what every connection of a site gets, however many there are.
+const CONNECTION_WINDOW_BYTES_MIN: u64 = 2 << 20;
+/// What all connections of a site may leave unread together.
+const SITE_WINDOW_BYTES: u64 = 512 << 20;
+/// Sent and not acknowledged, or not sent yet: this many windows of the congestion control, and a little. Less data waits
+/// in the connection then, where no order of the groups reaches it.
+const SEND_WINDOWS: u64 = 3;
+const SEND_WINDOW_BYTES_MIN: u64 = 2 << 20;
 /// With the default of 3, 1 % of packets late by 3 ms costs 95 % of the throughput; loss is then found by time.
 const PACKET_THRESHOLD: u32 = 1000;
-/// Saves 60 % of the sender's CPU.
+/// Saves 60 % of the sender's CPU, and keeps slow ways back free.
 const ACK_ELICITING_THRESHOLD: u32 = 20;
+/// The congestion control has to leave room for it: it is a round trip in a city.
+const ACK_DELAY_MAX: Duration = Duration::from_millis(10);
 /// Outages of half a minute are common, and quinn's default of 30 s ends the connection in them.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// Segment streams that a source may have open. Every one is read all the time, so none can hold up another's window.
+/// A path that swallows large packets is met with small ones at once, and asked again after so long.
+const BLACK_HOLE_COOLDOWN: Duration = Duration::from_secs(60);
+/// Streams of pieces that a source may have open. Every one is read all the time, so none can hold up another's window.
 const SEGMENT_STREAMS_MAX: u32 = 256;
 /// Groups that a source may send over one connection.
 pub(crate) const CONTROL_STREAMS_MAX: u32 = 64;
@@ -63,60 +72,82 @@ pub(crate) mod code {
     pub(crate) const STREAM_ABANDONED: VarInt = VarInt::from_u32(3);
 }
 
-/// Settings of a connection; the shorter idle timeout of both sides counts.
-pub(crate) fn transport_config(idle_timeout: Duration, keep_alive: Duration) -> Arc<TransportConfig> {
+/// What differs between connections.
+#[derive(Clone, Debug)]
+pub(crate) struct ConnectionSettings {
+    /// The shorter one of both sides counts.
+    pub(crate) idle_timeout: Duration,
+    pub(crate) keep_alive: Duration,
+    /// Hand batches of datagrams to the kernel, which splits them.
+    pub(crate) segmentation_offload: bool,
+    /// Where the congestion control begins, and what it remembers.
+    pub(crate) memory: Option<Arc<PathMemory>>,
+}
+
+impl Default for ConnectionSettings {
+    fn default() -> Self {
+        Self { idle_timeout: IDLE_TIMEOUT, keep_alive: KEEP_ALIVE, segmentation_offload: true, memory: None }
+    }
+}
+
+/// Settings of a connection for QUIC.
+pub(crate) fn transport_config(settings: ConnectionSettings) -> Arc<TransportConfig> {
     let mut acks = AckFrequencyConfig::default();
-    acks.ack_eliciting_threshold(VarInt::from_u32(ACK_ELICITING_THRESHOLD));
+    acks.ack_eliciting_threshold(VarInt::from_u32(ACK_ELICITING_THRESHOLD))
+        .max_ack_delay(Some(ACK_DELAY_MAX));
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.black_hole_cooldown(BLACK_HOLE_COOLDOWN);
+    let pattern = AckPattern { threshold: u64::from(ACK_ELICITING_THRESHOLD), delay_max: ACK_DELAY_MAX };
+    let congestion = RateControl { memory: settings.memory, acks: pattern };
     let mut config = TransportConfig::default();
     config
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
-        .send_window(u64::from(CONNECTION_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES_MAX as u32))
+        .send_window(SEND_WINDOW_BYTES_MIN)
         .max_concurrent_uni_streams(VarInt::from_u32(SEGMENT_STREAMS_MAX))
         .max_concurrent_bidi_streams(VarInt::from_u32(CONTROL_STREAMS_MAX + CALL_STREAMS_MAX))
         .send_fairness(false)
         .packet_threshold(PACKET_THRESHOLD)
         .ack_frequency_config(Some(acks))
-        .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
-        .max_idle_timeout(Some(idle_timeout.try_into().expect("a timeout of minutes fits")))
-        .keep_alive_interval(Some(keep_alive))
+        .mtu_discovery_config(Some(mtu))
+        .enable_segmentation_offload(settings.segmentation_offload)
+        .max_idle_timeout(Some(settings.idle_timeout.try_into().expect("a timeout of minutes fits")))
+        .keep_alive_interval(Some(settings.keep_alive))
         .datagram_receive_buffer_size(None)
-        .congestion_controller_factory(congestion_control());
+        .congestion_controller_factory(Arc::new(congestion));
     Arc::new(config)
 }
 
-/// CUBIC, as long as there is no controller of our own for long lossy links.
-fn congestion_control() -> Arc<quinn::congestion::CubicConfig> {
-    Arc::new(quinn::congestion::CubicConfig::default())
+/// Bytes that a connection may hold for a source whose congestion window is `window`.
+pub(crate) fn send_window(window: u64) -> u64 {
+    (SEND_WINDOWS * window).clamp(SEND_WINDOW_BYTES_MIN, CONNECTION_WINDOW_BYTES_MAX)
 }
 
-/// A UDP socket with large buffers. Smaller ones than asked for are taken: they cost throughput, not correctness.
-fn udp_socket(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES).ok();
-    socket.set_send_buffer_size(SOCKET_BUFFER_BYTES).ok();
-    socket.bind(&address.into())?;
-    Ok(socket.into())
+/// Bytes that each of a site's connections may leave unread.
+pub(crate) fn receive_window(connections: usize) -> VarInt {
+    let share = SITE_WINDOW_BYTES / connections.max(1) as u64;
+    let window = share.clamp(CONNECTION_WINDOW_BYTES_MIN, CONNECTION_WINDOW_BYTES_MAX);
+    VarInt::from_u32(window as u32)
 }
 
-/// Opens the source's endpoint; must be called inside a tokio runtime.
-pub(crate) fn source_endpoint(address: SocketAddr) -> io::Result<Endpoint> {
-    Endpoint::new(EndpointConfig::default(), None, udp_socket(address)?, Arc::new(TokioRuntime))
+/// Makes the source's endpoint; must be called inside a tokio runtime.
+pub(crate) fn source_endpoint(socket: Arc<dyn AsyncUdpSocket>) -> io::Result<Endpoint> {
+    Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))
 }
 
-/// Opens the site's endpoint; must be called inside a tokio runtime.
+/// Makes the site's endpoint; must be called inside a tokio runtime.
 ///
 /// Its stateless resets can be recognised after a restart of the process, so that sources notice that their connection
 /// is gone at once, not after [`IDLE_TIMEOUT`].
 pub(crate) fn site_endpoint(
-    address: SocketAddr,
+    socket: Arc<dyn AsyncUdpSocket>,
     identity: &Identity,
     server: ServerConfig,
 ) -> io::Result<Endpoint> {
     let secret = identity.derived_secret("thirdsite stateless reset v1");
     let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &secret)));
     config.cid_generator(|| Box::new(RandomConnectionIds));
-    Endpoint::new(config, Some(server), udp_socket(address)?, Arc::new(TokioRuntime))
+    Endpoint::new_with_abstract_socket(config, Some(server), socket, Arc::new(TokioRuntime))
 }
 
 /// Connection ids without a key. quinn's own ignore ids that another process made, and would send no reset for them.

@@ -6,7 +6,7 @@ mod site;
 mod source;
 
 pub use backoff::Backoff;
-pub(crate) use site::{SiteAction, SiteSession};
+pub(crate) use site::{Opened, SiteAction, SiteSession};
 pub(crate) use source::{SourceAction, SourceEnd, SourceSession, SourceSessionOptions, WriteFailure};
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! The site's side: accepts enrolled sources and hands what they send to the inbox.
 
+mod addresses;
 mod connection;
 mod group;
+mod partials;
 mod receipts;
 mod registry;
 mod segment;
@@ -29,10 +31,14 @@ use crate::clock::Clock;
 use crate::enrolment::{EnrolledPeer, Enrolment, EnrolmentError};
 use crate::identity::{Fingerprint, Identity};
 use crate::names::PeerName;
-use crate::quic::{IDLE_TIMEOUT, KEEP_ALIVE, code, site_endpoint, transport_config};
+use crate::network::{Network, SystemNetwork};
+use crate::quic::{ConnectionSettings, code, site_endpoint, transport_config};
 use crate::tls;
 use crate::traits::Inbox;
 use crate::wire::SEGMENT_BYTES_MAX;
+use addresses::Addresses;
+pub use partials::PartialLimits;
+use partials::Partials;
 use registry::Registry;
 
 /// Time for a handshake, for Hello, and for a segment's header.
@@ -61,6 +67,12 @@ pub struct SiteOptions {
     pub enrolment_interval: Duration,
     /// Time that a newer session of a group waits for the older one to end.
     pub takeover_timeout: Duration,
+    /// What is kept of segments that are not complete.
+    pub partials: PartialLimits,
+    /// Hand batches of datagrams to the kernel, which splits them. Some drivers and carriers lose such batches.
+    pub segmentation_offload: bool,
+    /// Where the socket comes from.
+    pub network: Arc<dyn Network>,
     /// The clock whose time is in receipts and reports.
     pub clock: Clock,
 }
@@ -75,6 +87,9 @@ impl SiteOptions {
             segment_bytes_max: SEGMENT_BYTES_MAX,
             enrolment_interval: Duration::from_secs(2),
             takeover_timeout: Duration::from_secs(30),
+            partials: PartialLimits::default(),
+            segmentation_offload: true,
+            network: Arc::new(SystemNetwork),
             clock: crate::clock::system_time,
         }
     }
@@ -183,9 +198,10 @@ impl SiteServer {
             warn!(list = %options.enrolled.display(), "no source is enrolled, so every one is refused; add one with 'thirdsite site enroll'");
         }
         // Used for nothing but to begin with; each handshake has a configuration of its own.
-        let server = server_config(&identity, Enrolment::default())?.0;
+        let server = server_config(&identity, Enrolment::default(), options.segmentation_offload)?.0;
         let address = options.listen;
-        let endpoint = site_endpoint(address, &identity, server).map_err(|source| match source.kind() {
+        let bound = options.network.bind(address).and_then(|socket| site_endpoint(socket, &identity, server));
+        let endpoint = bound.map_err(|source| match source.kind() {
             io::ErrorKind::AddrInUse => SiteError::AddressInUse { address, source },
             _ => SiteError::Bind { address, source },
         })?;
@@ -196,10 +212,12 @@ impl SiteServer {
         let (registry, status) = Registry::new();
         let without_goodbye = Arc::new(AtomicBool::new(false));
         let site = Arc::new(Site {
+            partials: Arc::new(Partials::new(options.partials)),
             options,
             identity,
             inbox,
             registry,
+            addresses: Arc::default(),
             shutdown: shutdown.clone(),
             without_goodbye: without_goodbye.clone(),
         });
@@ -248,19 +266,27 @@ impl Drop for SiteServer {
 /// What all connections share.
 struct Site {
     options: SiteOptions,
+    partials: Arc<Partials>,
     identity: Arc<Identity>,
     inbox: Arc<dyn Inbox>,
     registry: Arc<Registry>,
+    /// Who is shaking hands.
+    addresses: Arc<Addresses>,
     shutdown: CancellationToken,
     without_goodbye: Arc<AtomicBool>,
 }
 
 type Handshake = (ServerConfig, Arc<tls::Presented>);
 
-fn server_config(identity: &Identity, enrolment: Enrolment) -> Result<Handshake, rustls::Error> {
+fn server_config(
+    identity: &Identity,
+    enrolment: Enrolment,
+    offload: bool,
+) -> Result<Handshake, rustls::Error> {
     let (crypto, presented) = tls::site_config(identity, enrolment)?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(transport_config(IDLE_TIMEOUT, KEEP_ALIVE)).max_incoming(HANDSHAKES_MAX);
+    let settings = ConnectionSettings { segmentation_offload: offload, ..ConnectionSettings::default() };
+    config.transport_config(transport_config(settings)).max_incoming(HANDSHAKES_MAX);
     Ok((config, presented))
 }
 
@@ -276,7 +302,10 @@ impl Site {
                     let Some(incoming) = incoming else { break };
                     self.greet(incoming, &handshakes, &connections);
                 }
-                _ = recheck.tick() => self.recheck().await,
+                _ = recheck.tick() => {
+                    self.recheck().await;
+                    group::discard(self.partials.expire(tokio::time::Instant::now().into_std())).await;
+                }
                 () = self.shutdown.cancelled() => break,
             }
         }
@@ -297,6 +326,10 @@ impl Site {
             incoming.retry().ok();
             return;
         }
+        let Some(place) = self.addresses.enter(incoming.remote_address().ip()) else {
+            incoming.refuse();
+            return;
+        };
         let Ok(permit) = handshakes.clone().try_acquire_owned() else {
             incoming.refuse();
             return;
@@ -309,7 +342,7 @@ impl Site {
         connections.spawn(async move {
             let address = incoming.remote_address();
             let greeted = timeout(GREETING_TIMEOUT, site.handshake(incoming)).await;
-            drop(permit);
+            drop((permit, place));
             match greeted {
                 Ok(Some((connection, peer))) => connection::serve(site, connection, peer).await,
                 Ok(None) => {}
@@ -328,14 +361,15 @@ impl Site {
                 Enrolment::default()
             }
         };
-        let (config, presented) = match server_config(&self.identity, enrolment.clone()) {
-            Ok(config) => config,
-            Err(error) => {
-                error!(%error, "TLS cannot be set up");
-                incoming.refuse();
-                return None;
-            }
-        };
+        let (config, presented) =
+            match server_config(&self.identity, enrolment.clone(), self.options.segmentation_offload) {
+                Ok(config) => config,
+                Err(error) => {
+                    error!(%error, "TLS cannot be set up");
+                    incoming.refuse();
+                    return None;
+                }
+            };
         let connected = match incoming.accept_with(Arc::new(config)) {
             Ok(connecting) => connecting.await,
             Err(error) => Err(error),
@@ -343,7 +377,10 @@ impl Site {
         let fingerprint = presented.key().map(|key| key.fingerprint);
         let peer = fingerprint.and_then(|fingerprint| enrolment.find(&fingerprint)).cloned();
         match (connected, peer) {
-            (Ok(connection), Some(peer)) => Some((connection, peer)),
+            (Ok(connection), Some(peer)) => {
+                let fingerprint = fingerprint.unwrap_or(peer.fingerprint);
+                Some((connection, EnrolledPeer { fingerprint, ..peer }))
+            }
             (Ok(connection), None) => {
                 connection.close(code::ENROLMENT, b"not enrolled");
                 None

@@ -58,9 +58,9 @@ impl Presented {
     }
 }
 
-/// Accepts one site.
+/// Accepts a site with one of these fingerprints.
 struct PinnedSite {
-    expected: Fingerprint,
+    expected: Vec<Fingerprint>,
     presented: Arc<Presented>,
     provider: Arc<CryptoProvider>,
 }
@@ -97,7 +97,7 @@ impl ServerCertVerifier for PinnedSite {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if self.presented.record(certificate)?.fingerprint == self.expected {
+        if self.expected.contains(&self.presented.record(certificate)?.fingerprint) {
             return Ok(ServerCertVerified::assertion());
         }
         Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
@@ -170,11 +170,12 @@ impl ClientCertVerifier for EnrolledSources {
 /// What one attempt to connect uses, and what it learns about the site.
 pub(crate) fn source_config(
     identity: &Identity,
-    expected: Fingerprint,
+    expected: &[Fingerprint],
 ) -> Result<(QuicClientConfig, Arc<Presented>), Error> {
     let presented = Arc::new(Presented::default());
     let provider = provider();
-    let verifier = PinnedSite { expected, presented: presented.clone(), provider: provider.clone() };
+    let verifier =
+        PinnedSite { expected: expected.to_vec(), presented: presented.clone(), provider: provider.clone() };
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()

@@ -13,7 +13,7 @@ use crate::wire::{CallAnswer, CallRequest, Heartbeat, Refusal, RefusalKind, Segm
 
 /// What is to be shipped for one group; implemented over the journal by the source's daemon.
 ///
-/// Apart from `group` and `wake`, every function is called on a blocking thread, one at a time for a group, `open`
+/// Apart from `group` and `wake`, every function is called on a blocking thread, one at a time for a group, `open` and `due`
 /// excepted, which several threads may call at once.
 pub trait Outbox: Send + Sync + 'static {
     /// The group that is shipped.
@@ -44,6 +44,13 @@ pub trait Outbox: Send + Sync + 'static {
     /// # Errors
     /// Whatever the journal's disk answers.
     fn open(&self, sequence: Sequence) -> io::Result<File>;
+
+    /// When a segment has to be at the site so that the group keeps its target: the time of the cut that it begins with, and the
+    /// target. It decides which group of a link goes first; without an answer a group comes after those that have one.
+    fn due(&self, segment: &SegmentDescriptor) -> Option<Timestamp> {
+        let _ = segment;
+        None
+    }
 
     /// Told by `notify_one` each time something new was sealed; must always be the same object.
     fn wake(&self) -> &Notify;
@@ -87,9 +94,9 @@ pub enum LinkState {
 
 /// Where the site puts what arrives; implemented by the store.
 ///
-/// For one group there is at most one session at a time: `open_group`, then the other functions, then `closed`, which is
-/// called after every sink of the session has been committed or dropped. Within a session `begin` and the sinks are
-/// used by several threads at once.
+/// For one group there is at most one session at a time: `open_group`, then the other functions, then `closed`. Within a
+/// session `begin` and the sinks are used by several threads at once. A sink that is not complete when its session ends is kept, and
+/// goes on in a later session of the same peer and generation; before any other session of the group begins, it is dropped.
 pub trait Inbox: Send + Sync + 'static {
     /// An enrolled peer, entitled to the group, writes this generation of it. What is answered here decides, for good, who may write:
     /// whoever wrote an older generation is refused from now on, also with what it is sending just now. Called before `open_group`,
@@ -136,15 +143,16 @@ pub enum Begin {
     Receive(Box<dyn SegmentSink>),
 }
 
-/// Takes the bytes of one segment. Dropped without `commit` when the stream broke: what was written is then discarded.
+/// Takes the bytes of one segment. Dropped without `commit` it discards what was written.
 pub trait SegmentSink: Send {
-    /// Takes the next bytes, in order; at most `size_bytes` of the descriptor in all.
+    /// Takes bytes that begin at `offset`, within `size_bytes` of the descriptor. They come in any order, and some may come
+    /// again.
     ///
     /// # Errors
     /// The refusal is sent to the peer and the sink is dropped.
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Refusal>;
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal>;
 
-    /// All bytes are here, exactly `size_bytes`: verifies, makes durable, and answers the contiguous head then.
+    /// Every one of the `size_bytes` bytes is here: verifies, makes durable, and answers the contiguous head then.
     ///
     /// # Errors
     /// The refusal is sent to the peer.

@@ -42,13 +42,45 @@ pub struct SegmentDescriptor {
     pub size_bytes: u64,
 }
 
-/// First bytes of a segment's stream.
+/// Largest piece of a segment, in bytes.
+pub const PIECE_BYTES_MAX: u64 = 1 << 20;
+
+/// First bytes of the stream of a piece.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SegmentHeader {
+pub struct PieceHeader {
     /// Group that the segment belongs to.
     pub group: GroupName,
-    /// What follows.
+    /// The segment of which a piece follows.
     pub segment: SegmentDescriptor,
+    /// Where in the segment the piece begins.
+    pub offset: u64,
+    /// Length of the piece; at most [`PIECE_BYTES_MAX`].
+    pub length: u64,
+}
+
+impl PieceHeader {
+    /// Tells whether the piece is one of its segment.
+    pub fn is_valid(&self) -> bool {
+        let end = self.offset.checked_add(self.length);
+        (1..=PIECE_BYTES_MAX).contains(&self.length) && end.is_some_and(|end| end <= self.segment.size_bytes)
+    }
+}
+
+/// Most incomplete segments that are named in a Welcome.
+pub const PARTIALS_MAX: usize = 128;
+
+/// Most ranges that are named in a Welcome, over all incomplete segments.
+pub const PARTIAL_RANGES_MAX: usize = 1024;
+
+/// What a site holds of a segment that is not complete.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partial {
+    /// Sequence of the segment.
+    pub sequence: Sequence,
+    /// Its hash; another segment with the same sequence has nothing to do with it.
+    pub hash: RawHash,
+    /// Ranges that are here, as offset and length.
+    pub have: Vec<(u64, u64)>,
 }
 
 /// First message of a group's control stream.
@@ -112,6 +144,8 @@ pub enum SiteMessage {
         software: String,
         /// Position up to which the site has everything, durable and verified.
         head: Option<Position>,
+        /// What the site holds of segments behind it; at most [`PARTIALS_MAX`] with [`PARTIAL_RANGES_MAX`] ranges.
+        partials: Vec<Partial>,
     },
     /// Answers a heartbeat.
     Pong {

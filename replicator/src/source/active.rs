@@ -151,8 +151,9 @@ impl PairSide {
             backoff_max: Duration::from_millis(500),
             ..LinkOptions::new(&pair.peer, seed)
         };
-        let link = SourceLink::start(options, host.identity.clone(), peer, outboxes, &Handle::current())
-            .map_err(|error| Failure::invalid(with_causes(&error), "check [pair] in the settings"))?;
+        let link =
+            SourceLink::start(options, host.identity.clone(), vec![peer], outboxes, &Handle::current())
+                .map_err(|error| Failure::invalid(with_causes(&error), "check [pair] in the settings"))?;
         for (member, (replica, _)) in agent.members.iter().zip(&replicas) {
             replica.set_caller(link.caller(member.name()));
         }

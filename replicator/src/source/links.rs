@@ -97,5 +97,5 @@ fn start_site(
 ) -> anyhow::Result<SourceLink> {
     let fingerprint = crate::identity::parse_fingerprint(&site.fingerprint)?;
     let options = LinkOptions::new(&site.address, seed);
-    Ok(SourceLink::start(options, identity.clone(), fingerprint, outboxes, &Handle::current())?)
+    Ok(SourceLink::start(options, identity.clone(), vec![fingerprint], outboxes, &Handle::current())?)
 }

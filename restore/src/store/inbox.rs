@@ -1,7 +1,7 @@
 //! What the transport calls: a segment arrives, is verified, made durable and attached.
 
 use std::fs::File;
-use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -96,7 +96,7 @@ impl Inbox for StoreWriter {
             claim,
             file,
             part,
-            written_bytes: 0,
+            received_bytes: 0,
         })))
     }
 
@@ -121,18 +121,18 @@ struct Sink {
     claim: u64,
     file: File,
     part: Part,
-    written_bytes: u64,
+    received_bytes: u64,
 }
 
 impl SegmentSink for Sink {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
-        self.written_bytes += bytes.len() as u64;
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
+        self.received_bytes += bytes.len() as u64;
         self.group.received_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        if self.written_bytes > self.segment.size_bytes {
+        if offset + bytes.len() as u64 > self.segment.size_bytes {
             let reason = format!("more than the announced {} bytes arrived", self.segment.size_bytes);
             return Err(corrupt(reason).of_segment(self.segment.position.sequence));
         }
-        self.file.write_all(bytes).map_err(|source| {
+        self.file.write_all_at(bytes, offset).map_err(|source| {
             let path = self.part.path.clone().unwrap_or_default();
             let error = StoreError::Io { action: "write", path, source };
             refusal_of(&error).of_segment(self.segment.position.sequence)
@@ -140,9 +140,9 @@ impl SegmentSink for Sink {
     }
 
     fn commit(self: Box<Self>) -> Result<Option<Position>, Refusal> {
-        let Sink { shared, group, segment, claim, file, part, written_bytes } = *self;
+        let Sink { shared, group, segment, claim, file, part, received_bytes } = *self;
         let sequence = segment.position.sequence;
-        let verified = verified(&file, &part, &segment, &group.name, written_bytes);
+        let verified = verified(&file, &part, &segment, &group.name);
         let (mut index, hashes) = verified.map_err(|refusal| refusal.of_segment(sequence))?;
         drop(file);
         // Without the lock if all that it refers to is here: it is the long part.
@@ -161,7 +161,7 @@ impl SegmentSink for Sink {
         }
         // Others were attached while this one was arriving.
         if let Some(head) = settled(&shared, &group, &state, &segment)? {
-            group.received_again_bytes.fetch_add(written_bytes, Ordering::Relaxed);
+            group.received_again_bytes.fetch_add(received_bytes, Ordering::Relaxed);
             return Ok(head);
         }
         if state.timeline.place(&segment) == Place::Ahead {
@@ -226,11 +226,11 @@ fn verified(
     part: &Part,
     segment: &SegmentDescriptor,
     group: &GroupName,
-    written_bytes: u64,
 ) -> Result<(SegmentIndex, Vec<Vec<Hash>>), Refusal> {
     let path = part.path();
-    if written_bytes != segment.size_bytes {
-        return Err(corrupt(format!("{written_bytes} of {} bytes arrived", segment.size_bytes)));
+    let length = file.metadata().map_err(|source| refusal_of(&io_error("look at", path)(source)))?.len();
+    if length != segment.size_bytes {
+        return Err(corrupt(format!("{length} of {} bytes arrived", segment.size_bytes)));
     }
     let (index, hashes) = segment_file::verify(path).map_err(|error| match error.kind() {
         ErrorKind::Corrupt | ErrorKind::Invalid => corrupt(with_cause(&error)),

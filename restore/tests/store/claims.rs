@@ -41,7 +41,7 @@ fn what_was_begun_before_a_takeover_is_not_attached_after_it() {
     let Begin::Receive(mut sink) = writer.begin(&history.group, &descriptor(segment)).unwrap() else {
         panic!("the segment is not here")
     };
-    sink.write(&segment.bytes).unwrap();
+    sink.write_at(0, &segment.bytes).unwrap();
     assert_eq!(claim(&writer, &history, &other(), 2), None);
     assert_eq!(sink.commit().unwrap_err().kind, RefusalKind::Fenced);
     assert_eq!(writer.head(&history.group), None);

@@ -236,7 +236,9 @@ pub(crate) fn send_bytes(
     match writer.begin(group, descriptor)? {
         Begin::Have(head) => Ok(head),
         Begin::Receive(mut sink) => {
-            bytes.chunks(10_000).try_for_each(|chunk| sink.write(chunk))?;
+            let chunks = bytes.chunks(10_000).enumerate();
+            // Pieces come in any order.
+            chunks.rev().try_for_each(|(number, chunk)| sink.write_at(number as u64 * 10_000, chunk))?;
             sink.commit()
         }
     }

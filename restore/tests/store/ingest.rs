@@ -176,7 +176,7 @@ fn a_broken_stream_leaves_nothing() {
     else {
         panic!("it is not here");
     };
-    sink.write(&history.segments[0].bytes[..300]).unwrap();
+    sink.write_at(0, &history.segments[0].bytes[..300]).unwrap();
     assert_eq!(files_in(&folder.path().join("groups/demo/incoming")).len(), 1);
     drop(sink);
     assert_eq!(files_in(&folder.path().join("groups/demo/incoming")), [""; 0]);

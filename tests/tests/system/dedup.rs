@@ -234,7 +234,7 @@ impl World {
             let taken = self.writer.begin(&member.name, &descriptor).and_then(|begin| match begin {
                 Begin::Have(head) => Ok(head),
                 Begin::Receive(mut sink) => {
-                    sink.write(&bytes)?;
+                    sink.write_at(0, &bytes)?;
                     sink.commit()
                 }
             });

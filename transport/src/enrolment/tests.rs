@@ -14,7 +14,7 @@ fn fingerprint(digit: char) -> Fingerprint {
 
 fn entry(name: &str, digit: char, groups: &[&str]) -> EnrolledPeer {
     let groups = groups.iter().map(|name| group(name)).collect();
-    EnrolledPeer { name: peer(name), fingerprint: fingerprint(digit), groups }
+    EnrolledPeer { name: peer(name), fingerprint: fingerprint(digit), next_fingerprint: None, groups }
 }
 
 fn list() -> (TempDir, PathBuf) {

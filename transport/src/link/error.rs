@@ -20,6 +20,14 @@ pub enum LinkError {
         /// Most groups of a link.
         limit: usize,
     },
+    /// The site is pinned by no fingerprint, or by too many.
+    #[error(
+        "a link needs the fingerprint of its site, or two while the site changes its key; it has {actual}"
+    )]
+    Sites {
+        /// Number of fingerprints.
+        actual: usize,
+    },
     /// The local UDP socket cannot be opened.
     #[error("cannot open a UDP socket on {address}; check the 'bind' address in the source's settings")]
     Bind {
@@ -153,6 +161,7 @@ impl LinkError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             LinkError::Groups { .. }
+            | LinkError::Sites { .. }
             | LinkError::WrongSite { .. }
             | LinkError::NoIdentity { .. }
             | LinkError::NotEnrolled { .. }

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 
 use journal_format::Sequence;
 use quinn::{Connection, SendStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{Caller, LinkOptions, segment};
+use super::segment::Shipment;
+use super::turns::Turns;
+use super::{Caller, LinkOptions, now};
 use crate::causes::causes;
 use crate::frames::{ReadFault, read_message, read_preamble, write_message};
 use crate::quic::CONTROL_PRIORITY;
@@ -59,8 +61,7 @@ pub(super) struct GroupLink {
     pub(super) address: SocketAddr,
     /// The newest receipt; older ones say nothing more.
     pub(super) receipts: watch::Receiver<Option<Receipt>>,
-    /// Segments that the connection may write at once.
-    pub(super) permits: Arc<Semaphore>,
+    pub(super) turns: Arc<Turns>,
     pub(super) shutdown: CancellationToken,
     /// Set when the site welcomes any group: the connection is of use.
     pub(super) welcomed: Arc<AtomicBool>,
@@ -88,13 +89,13 @@ impl GroupLink {
         let options = self.options.clone();
         let mut backoff = Backoff::new(options.backoff_min, options.backoff_max, options.seed);
         loop {
-            let begun = Instant::now();
+            let begun = now();
             let end = self.session().await;
             self.caller.set_connection(None);
             if self.connection.close_reason().is_some() {
                 return GroupEnd::Connection;
             }
-            if begun.elapsed() > options.backoff_max {
+            if now().saturating_duration_since(begun) > options.backoff_max {
                 backoff.reset();
             }
             let pause = match end {
@@ -160,11 +161,6 @@ impl GroupLink {
             segment_bytes_max: SEGMENT_BYTES_MAX,
         }
     }
-}
-
-/// The runtime's clock, which a test or a simulation may have stopped.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 async fn read_control(
@@ -292,13 +288,15 @@ impl Session<'_> {
         }
     }
 
-    fn ship(&mut self, descriptor: SegmentDescriptor) {
-        let (connection, outbox) = (self.link.connection.clone(), self.link.outbox.clone());
-        let (permits, written) = (self.link.permits.clone(), self.written.clone());
-        self.segments.spawn(async move {
-            // The semaphore is never closed, and serves in the order of asking: oldest first.
-            let permit = permits.acquire_owned().await.map_err(|_| WriteFailure::Lost)?;
-            segment::ship(connection, outbox, descriptor, permit, written).await
-        });
+    fn ship(&mut self, segment: SegmentDescriptor) {
+        let shipment = Shipment {
+            connection: self.link.connection.clone(),
+            outbox: self.link.outbox.clone(),
+            segment,
+            held: self.machine.take_held(&segment.position),
+            turns: self.link.turns.clone(),
+            written: self.written.clone(),
+        };
+        self.segments.spawn(shipment.run());
     }
 }

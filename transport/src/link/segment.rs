@@ -1,24 +1,31 @@
-//! Writes one segment to a stream of its own.
+//! Writes one segment, in pieces that have a stream each.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use journal_format::Sequence;
+use journal_format::{Position, Sequence, Timestamp};
 use quinn::{Connection, SendStream, StoppedError, WriteError};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
 
 use super::group::blocking;
+use super::turns::Turns;
 use crate::quic::code;
+use crate::ranges::Ranges;
 use crate::session::WriteFailure;
 use crate::traits::Outbox;
-use crate::wire::{Refusal, RefusalKind, SegmentDescriptor, SegmentHeader, encode};
+use crate::wire::{PIECE_BYTES_MAX, PieceHeader, Refusal, RefusalKind, SegmentDescriptor, encode};
 
 /// Bytes read from the journal at once.
 const READ_BYTES: u64 = 256 * 1024;
 /// Bytes handed to quinn at once: an acknowledged part of a larger piece would keep the whole in memory.
 const WRITE_BYTES: usize = 64 * 1024;
+/// What the site has between two gaps is sent again if it is shorter: another stream would cost as much.
+const RESENT_BYTES: u64 = 4096;
 
 /// A stream that is reset when it is dropped before its end. quinn would finish it, which looks like a short segment.
 struct AbandonOnDrop {
@@ -51,55 +58,102 @@ impl From<WriteError> for Fault {
     }
 }
 
-/// Ships `segment`; tells `written` when its last byte was handed over, and returns when the site's endpoint has it.
-pub(super) async fn ship(
-    connection: Connection,
-    outbox: Arc<dyn Outbox>,
-    segment: SegmentDescriptor,
-    permit: OwnedSemaphorePermit,
-    written: mpsc::UnboundedSender<Sequence>,
-) -> Result<Sequence, WriteFailure> {
-    let sequence = segment.position.sequence;
-    match write(&connection, &outbox, segment, permit, &written).await {
-        Ok(()) | Err(Fault::Had) => Ok(sequence),
-        Err(Fault::Failure(failure)) => Err(failure),
+/// A segment to be shipped, and what that needs.
+pub(super) struct Shipment {
+    pub(super) connection: Connection,
+    pub(super) outbox: Arc<dyn Outbox>,
+    pub(super) segment: SegmentDescriptor,
+    /// What the site has of it already.
+    pub(super) held: Ranges,
+    pub(super) turns: Arc<Turns>,
+    /// Told when the last byte was handed over.
+    pub(super) written: mpsc::UnboundedSender<Sequence>,
+}
+
+impl Shipment {
+    /// Ships the segment; returns when the site's endpoint has all of it.
+    pub(super) async fn run(self) -> Result<Sequence, WriteFailure> {
+        let sequence = self.segment.position.sequence;
+        match self.write().await {
+            Ok(()) | Err(Fault::Had) => Ok(sequence),
+            Err(Fault::Failure(failure)) => Err(failure),
+        }
+    }
+
+    async fn write(self) -> Result<(), Fault> {
+        let SegmentDescriptor { position: Position { sequence, .. }, size_bytes, .. } = self.segment;
+        let unreadable = |error: io::Error| Fault::Failure(read_failure(sequence, &error));
+        let segment = self.segment;
+        let opened = blocking(&self.outbox, move |outbox| Ok((outbox.open(sequence)?, outbox.due(&segment))));
+        let (file, due) = opened.await.map_err(unreadable)?;
+        let file = Arc::new(file);
+        let mut pieces = self.held.missing(size_bytes, PIECE_BYTES_MAX, RESENT_BYTES);
+        if pieces.is_empty() {
+            // The site has it all and waits for one more byte to look at it.
+            pieces.push(0..size_bytes.min(PIECE_BYTES_MAX));
+        }
+        let mut delivering = JoinSet::new();
+        for piece in pieces {
+            let stream = self.write_piece(&file, piece, due).await?;
+            delivering.spawn(delivered(stream));
+            // What the site refused, or has, needs no more pieces.
+            while let Some(result) = delivering.try_join_next() {
+                settled(result)?;
+            }
+        }
+        // Whoever does not listen any more has ended the session.
+        self.written.send(sequence).ok();
+        while let Some(result) = delivering.join_next().await {
+            settled(result)?;
+        }
+        Ok(())
+    }
+
+    async fn write_piece(
+        &self,
+        file: &Arc<File>,
+        piece: Range<u64>,
+        due: Option<Timestamp>,
+    ) -> Result<AbandonOnDrop, Fault> {
+        let sequence = self.segment.position.sequence;
+        let group = self.outbox.group();
+        let lost = || Fault::Failure(WriteFailure::Lost);
+        let stream = self.connection.open_uni().await.map_err(|_| lost())?;
+        let mut guard = AbandonOnDrop { stream, finished: false };
+        let header = PieceHeader {
+            group: group.clone(),
+            segment: self.segment,
+            offset: piece.start,
+            length: piece.end - piece.start,
+        };
+        let mut header = Some(Bytes::from(encode(&header)));
+        let mut at = piece.start;
+        while at < piece.end {
+            let wanted = (piece.end - at).min(READ_BYTES);
+            let from = file.clone();
+            let read = blocking(&self.outbox, move |_| read_part(&from, at, wanted)).await;
+            let mut bytes =
+                Bytes::from(read.map_err(|error| Fault::Failure(read_failure(sequence, &error)))?);
+            at += wanted;
+            while !bytes.is_empty() {
+                let part = bytes.split_to(bytes.len().min(WRITE_BYTES));
+                let turn = self.turns.turn(group, sequence, due, part.len() as u64).await.ok_or_else(lost)?;
+                if let Some(header) = header.take() {
+                    guard.stream.write_chunk(header).await?;
+                }
+                guard.stream.write_chunk(part).await?;
+                drop(turn);
+            }
+        }
+        guard.stream.finish().map_err(|_| lost())?;
+        guard.finished = true;
+        Ok(guard)
     }
 }
 
-async fn write(
-    connection: &Connection,
-    outbox: &Arc<dyn Outbox>,
-    segment: SegmentDescriptor,
-    permit: OwnedSemaphorePermit,
-    written: &mpsc::UnboundedSender<Sequence>,
-) -> Result<(), Fault> {
-    let sequence = segment.position.sequence;
-    let unreadable = |error: io::Error| Fault::Failure(read_failure(sequence, &error));
-    let mut file = blocking(outbox, move |outbox| outbox.open(sequence)).await.map_err(unreadable)?;
-    let stream = connection.open_uni().await.map_err(|_| Fault::Failure(WriteFailure::Lost))?;
-    let mut guard = AbandonOnDrop { stream, finished: false };
-    let header = SegmentHeader { group: outbox.group().clone(), segment };
-    guard.stream.write_all(&encode(&header)).await?;
-
-    let mut left = segment.size_bytes;
-    while left > 0 {
-        let wanted = left.min(READ_BYTES);
-        let (returned, bytes) =
-            blocking(outbox, move |_| read_part(file, wanted)).await.map_err(unreadable)?;
-        file = returned;
-        left -= wanted;
-        let mut bytes = Bytes::from(bytes);
-        while !bytes.is_empty() {
-            let part = bytes.split_to(bytes.len().min(WRITE_BYTES));
-            guard.stream.write_chunk(part).await?;
-        }
-    }
-    guard.stream.finish().map_err(|_| Fault::Failure(WriteFailure::Lost))?;
-    guard.finished = true;
-    drop(permit);
-    // Whoever does not listen any more has ended the session.
-    written.send(sequence).ok();
-    match guard.stream.stopped().await {
+/// Waits until the site's endpoint has a piece.
+async fn delivered(piece: AbandonOnDrop) -> Result<(), Fault> {
+    match piece.stream.stopped().await {
         Ok(None) => Ok(()),
         Ok(Some(code)) => Err(WriteError::Stopped(code).into()),
         Err(StoppedError::ConnectionLost(_) | StoppedError::ZeroRttRejected) => {
@@ -108,10 +162,15 @@ async fn write(
     }
 }
 
-fn read_part(mut file: File, wanted: u64) -> io::Result<(File, Vec<u8>)> {
+fn settled(result: Result<Result<(), Fault>, JoinError>) -> Result<(), Fault> {
+    // Only the end of the runtime ends such a task early.
+    result.unwrap_or(Err(Fault::Failure(WriteFailure::Lost)))
+}
+
+fn read_part(file: &File, offset: u64, wanted: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; wanted as usize];
-    file.read_exact(&mut bytes)?;
-    Ok((file, bytes))
+    file.read_exact_at(&mut bytes, offset)?;
+    Ok(bytes)
 }
 
 fn read_failure(sequence: Sequence, error: &io::Error) -> WriteFailure {

@@ -79,7 +79,7 @@ async fn source_killed_without_goodbye_is_replaced_by_its_next_start() {
     let link = SourceLink::start(
         lab.link_options(),
         lab.source.clone(),
-        lab.site.fingerprint(),
+        vec![lab.site.fingerprint()],
         outboxes,
         source.handle(),
     );
@@ -302,7 +302,12 @@ async fn receipt_with_a_wrong_signature_is_ignored_and_reported() {
     let enrolment = Enrolment::load(&lab.enrolled()).unwrap();
     let (crypto, _) = crate::tls::site_config(&lab.site, enrolment).unwrap();
     let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    let endpoint = crate::quic::site_endpoint("127.0.0.1:0".parse().unwrap(), &lab.site, config).unwrap();
+    let endpoint = crate::quic::site_endpoint(
+        crate::Network::bind(&crate::SystemNetwork, "127.0.0.1:0".parse().unwrap()).unwrap(),
+        &lab.site,
+        config,
+    )
+    .unwrap();
     let outbox = MemoryOutbox::new("a");
     outbox.seal([10, 20]);
     let options = crate::LinkOptions {
@@ -312,7 +317,7 @@ async fn receipt_with_a_wrong_signature_is_ignored_and_reported() {
     let link = SourceLink::start(
         options,
         lab.source.clone(),
-        lab.site.fingerprint(),
+        vec![lab.site.fingerprint()],
         vec![outbox.clone() as Arc<dyn crate::Outbox>],
         &tokio::runtime::Handle::current(),
     )
@@ -320,7 +325,7 @@ async fn receipt_with_a_wrong_signature_is_ignored_and_reported() {
 
     let connection = endpoint.accept().await.unwrap().await.unwrap();
     let (mut control, _recv) = connection.accept_bi().await.unwrap();
-    let welcome = SiteMessage::Welcome { software: String::new(), head: None };
+    let welcome = SiteMessage::Welcome { software: String::new(), head: None, partials: Vec::new() };
     control.write_all(&preamble()).await.unwrap();
     crate::frames::write_message(&mut control, &welcome).await.unwrap();
     let position = |index: usize| outbox.state.read(|state| state.segments[index].0.position);
@@ -363,7 +368,7 @@ async fn one_group_cannot_be_shipped_twice() {
     let error = SourceLink::start(
         lab.link_options(),
         lab.source.clone(),
-        lab.site.fingerprint(),
+        vec![lab.site.fingerprint()],
         outboxes,
         &tokio::runtime::Handle::current(),
     )

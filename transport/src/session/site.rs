@@ -5,8 +5,11 @@ use std::collections::VecDeque;
 use journal_format::{Generation, GroupName, Position, Sequence, Timestamp};
 
 use crate::wire::{
-    Heartbeat, PROTOCOL_VERSION, Refusal, RefusalKind, SegmentDescriptor, SiteMessage, SourceMessage,
+    Heartbeat, PROTOCOL_VERSION, Partial, Refusal, RefusalKind, SegmentDescriptor, SiteMessage, SourceMessage,
 };
+
+/// What a group's session begins with: the head, and what is here of segments behind it.
+pub(crate) type Opened = (Option<Position>, Vec<Partial>);
 
 /// What the shell has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,16 +90,16 @@ impl SiteSession {
     }
 
     /// The group was opened, or not.
-    pub(crate) fn handle_opened(&mut self, opened: Result<Option<Position>, Refusal>) {
+    pub(crate) fn handle_opened(&mut self, opened: Result<Opened, Refusal>) {
         if self.state != State::Opening {
             return;
         }
         match opened {
-            Ok(head) => {
+            Ok((head, partials)) => {
                 self.state = State::Open;
                 self.head = head;
                 let software = self.software.clone();
-                self.actions.push_back(SiteAction::Send(SiteMessage::Welcome { software, head }));
+                self.actions.push_back(SiteAction::Send(SiteMessage::Welcome { software, head, partials }));
                 self.repeat_receipt();
             }
             Err(refusal) => self.refuse(refusal),

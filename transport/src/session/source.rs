@@ -1,13 +1,14 @@
 //! One group's session as the source sees it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use journal_format::{Position, Sequence};
 
+use crate::ranges::Ranges;
 use crate::wire::{
-    Heartbeat, Hello, PROTOCOL_VERSION, Receipt, Refusal, RefusalKind, SegmentDescriptor, SiteMessage,
-    SourceMessage,
+    Heartbeat, Hello, PROTOCOL_VERSION, RawHash, Receipt, Refusal, RefusalKind, SegmentDescriptor,
+    SiteMessage, SourceMessage,
 };
 
 /// How a source's session behaves.
@@ -96,6 +97,8 @@ pub(crate) enum WriteFailure {
 pub(crate) struct SourceSession {
     options: SourceSessionOptions,
     state: State,
+    /// What the site holds of segments that are not complete there.
+    partials: HashMap<(Sequence, RawHash), Ranges>,
     /// Next segment to ask the outbox for.
     next: Sequence,
     /// Whether the outbox may have something from `next` on.
@@ -125,6 +128,7 @@ impl SourceSession {
         Self {
             options,
             state: State::Greeting,
+            partials: HashMap::new(),
             next: Sequence(0),
             more: false,
             fetching: false,
@@ -143,6 +147,11 @@ impl SourceSession {
     /// The next thing to do; none until another event.
     pub(crate) fn poll_action(&mut self) -> Option<SourceAction> {
         self.actions.pop_front()
+    }
+
+    /// What the site held of a segment when it said welcome; asked once for each segment.
+    pub(crate) fn take_held(&mut self, segment: &Position) -> Ranges {
+        self.partials.remove(&(segment.sequence, segment.hash.0)).unwrap_or_default()
     }
 
     /// When `handle_timeout` wants to be called.
@@ -177,7 +186,13 @@ impl SourceSession {
                 self.actions.push_back(SourceAction::Send(SourceMessage::Goodbye));
                 self.end(SourceEnd::SiteStopping);
             }
-            (State::Greeting, SiteMessage::Welcome { head, .. }) => {
+            (State::Greeting, SiteMessage::Welcome { head, partials, .. }) => {
+                for partial in partials {
+                    let have = self.partials.entry((partial.sequence, partial.hash)).or_default();
+                    for (offset, length) in partial.have {
+                        have.insert(offset..offset.saturating_add(length));
+                    }
+                }
                 self.state = State::Resuming;
                 self.actions.push_back(SourceAction::Opened(head));
                 self.actions.push_back(SourceAction::Resume(head));

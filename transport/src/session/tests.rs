@@ -369,7 +369,7 @@ impl Simulation {
             SiteAction::Open(..) => {
                 let busy = self.faults && self.random.one_in(20);
                 let refusal = Refusal::new(RefusalKind::Busy, "busy", "");
-                self.site.handle_opened(if busy { Err(refusal) } else { Ok(self.head()) });
+                self.site.handle_opened(if busy { Err(refusal) } else { Ok((self.head(), Vec::new())) });
             }
             SiteAction::Send(message) => {
                 assert!(!self.site_ended, "{message:?} after the end");

@@ -16,15 +16,15 @@ use super::group::GroupSession;
 use super::receipts::ReceiptQueue;
 use super::{GREETING_TIMEOUT, Site};
 use crate::enrolment::EnrolledPeer;
-use crate::frames::{ReadFault, read_first, read_message, write_message};
+use crate::frames::{ReadFault, read_first, read_message, read_sized, write_message};
 use crate::quic::{CALL_PRIORITY, code};
-use crate::wire::{
-    Call, CallAnswer, Refusal, RefusalKind, SegmentDescriptor, SegmentHeader, call_preamble, parse_preamble,
-};
+use crate::wire::{Call, CallAnswer, PieceHeader, Refusal, RefusalKind, call_preamble, parse_preamble};
 
-/// A segment whose header was read.
+/// A piece whose header was read.
 pub(super) struct Offer {
-    pub(super) segment: SegmentDescriptor,
+    pub(super) header: PieceHeader,
+    /// Bytes of the stream before those of the piece.
+    pub(super) begin: u64,
     pub(super) stream: RecvStream,
 }
 
@@ -158,22 +158,25 @@ async fn answer(peer: &Arc<Peer>, mut send: SendStream, mut recv: RecvStream) {
     send.finish().ok();
 }
 
-/// Reads a segment's header and hands the stream to the session of its group.
+/// Reads a piece's header and hands the stream to the session of its group.
 async fn offer(peer: Arc<Peer>, mut stream: RecvStream) {
     let read = tokio::select! {
-        read = timeout(GREETING_TIMEOUT, read_message::<SegmentHeader>(&mut stream, "segment header")) => read,
+        read = timeout(GREETING_TIMEOUT, read_sized::<PieceHeader>(&mut stream, "piece header")) => read,
         () = peer.ended.cancelled() => return,
     };
-    let header = match read {
-        Ok(Ok(Some(header))) => header,
+    let (header, begin) = match read {
+        Ok(Ok(Some(read))) => read,
         Ok(Ok(None) | Err(ReadFault::Truncated)) => {
-            return peer.violation("a segment stream ends within its header");
+            return peer.violation("the stream of a piece ends within its header");
         }
         Ok(Err(ReadFault::Wire(error))) => return peer.violation(&error.to_string()),
         // The source gave it up.
         Ok(Err(ReadFault::Stream(_))) => return,
-        Err(_) => return peer.violation("a segment's header took too long"),
+        Err(_) => return peer.violation("a piece's header took too long"),
     };
+    if !header.is_valid() {
+        return peer.violation("a piece lies outside of its segment, or is too long");
+    }
     let session = peer.groups.lock().unwrap_or_else(PoisonError::into_inner).get(&header.group).cloned();
     let Some(session) = session else {
         // What is left of a session that just ended, or a mistake; the source begins anew either way.
@@ -181,5 +184,5 @@ async fn offer(peer: Arc<Peer>, mut stream: RecvStream) {
         return;
     };
     // If the session ends meanwhile, the stream is dropped with the offer, which stops it.
-    session.send(Offer { segment: header.segment, stream }).await.ok();
+    session.send(Offer { header, begin, stream }).await.ok();
 }

@@ -12,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::connection::{Offer, Peer};
-use super::segment::{Outcome, receive};
+use super::partials::{Discarded, Owner};
+use super::segment::{Outcome, Receiver};
 use crate::frames::{ReadFault, read_message, write_message};
 use crate::quic::CONTROL_PRIORITY;
-use crate::session::{SiteAction, SiteSession};
+use crate::session::{Opened, SiteAction, SiteSession};
 use crate::wire::{Refusal, RefusalKind, SiteMessage, SourceMessage, preamble, shortened};
 
 /// Time for which the source may leave a control message unread.
@@ -42,6 +43,7 @@ pub(super) struct GroupSession {
 /// A group that the inbox has opened; no other session has it meanwhile.
 struct OpenGroup {
     name: GroupName,
+    owner: Owner,
     _lock: OwnedMutexGuard<()>,
 }
 
@@ -169,7 +171,7 @@ impl GroupSession {
     }
 
     /// Checks the list as it is now, waits for an older session of the group to end, and opens the group.
-    async fn open(&mut self, group: GroupName, generation: Generation) -> Result<Option<Position>, Refusal> {
+    async fn open(&mut self, group: GroupName, generation: Generation) -> Result<Opened, Refusal> {
         let peer = self.peer.clone();
         let (site, name) = (&peer.site, &peer.enrolled.name);
         let fingerprint = peer.enrolled.fingerprint;
@@ -198,14 +200,17 @@ impl GroupSession {
         // Whoever had it before has nothing more to say.
         site.registry.replace_others(name, &group);
         let lock = timeout(site.options.takeover_timeout, site.registry.group(&group)).await.map_err(busy)?;
+        let owner = Owner { peer: name.clone(), generation };
+        discard(site.partials.open(&group, &owner)).await;
         let (inbox, for_peer, for_group) = (site.inbox.clone(), name.clone(), group.clone());
         let opened = spawn_blocking(move || inbox.open_group(&for_peer, &for_group)).await;
         let head = report_panic(opened).unwrap_or_else(|| Err(failed()))?;
+        let partials = site.partials.list(&group);
         self.lock_groups().insert(group.clone(), self.offer_sender.clone());
         site.registry.opened(&peer.connection, name, &group);
         info!(peer = %name, %group, head = head.map(tracing::field::display), "the group is open");
-        self.open = Some(OpenGroup { name: group, _lock: lock });
-        Ok(head)
+        self.open = Some(OpenGroup { name: group, owner, _lock: lock });
+        Ok((head, partials))
     }
 
     fn lock_groups(
@@ -214,14 +219,27 @@ impl GroupSession {
         self.peer.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&mut self, Offer { segment, stream }: Offer) {
-        let Some(OpenGroup { name, .. }) = &self.open else { return };
-        if self.machine.handle_offer(&segment) {
-            let (inbox, name, ended) = (self.peer.site.inbox.clone(), name.clone(), self.ended.clone());
-            self.segments.spawn(async move {
-                (segment.position.sequence, receive(inbox, name, segment, stream, ended).await)
-            });
+    fn begin(&mut self, offer: Offer) {
+        let Some(OpenGroup { name, owner, .. }) = &self.open else { return };
+        let header = &offer.header;
+        if !self.machine.handle_offer(&header.segment) {
+            return;
         }
+        let site = &self.peer.site;
+        let sequence = header.segment.position.sequence;
+        let Some(incomplete) = site.partials.get(name, owner, &header.segment, now()) else {
+            let reason = "the source sends too many segments at once";
+            let hint = "install the same release of thirdsite at both sites";
+            return self.machine.handle_refused(sequence, Refusal::new(RefusalKind::Invalid, reason, hint));
+        };
+        let receiver = Receiver {
+            inbox: site.inbox.clone(),
+            partials: site.partials.clone(),
+            group: name.clone(),
+            incomplete,
+            cancelled: self.ended.clone(),
+        };
+        self.segments.spawn(async move { (sequence, receiver.receive(offer).await) });
     }
 
     fn handle_outcome(&mut self, result: Result<(Sequence, Outcome), JoinError>) {
@@ -229,7 +247,7 @@ impl GroupSession {
             Some((_, Outcome::Had(head))) => self.machine.handle_had(head),
             Some((_, Outcome::Committed(head))) => self.machine.handle_committed(head),
             Some((sequence, Outcome::Refused(refusal))) => self.machine.handle_refused(sequence, refusal),
-            Some((_, Outcome::Lost)) | None => {}
+            Some((_, Outcome::Taken | Outcome::Lost)) | None => {}
         }
     }
 
@@ -250,12 +268,25 @@ impl GroupSession {
         self.drain().await;
         // The stream's end tells the source that nothing follows; it may be gone already.
         self.send.finish().ok();
-        if let Some(OpenGroup { name, _lock }) = self.open.take() {
+        if let Some(OpenGroup { name, _lock, .. }) = self.open.take() {
             let Peer { site, connection, enrolled, .. } = &*self.peer;
+            discard(site.partials.close(&name, now())).await;
             site.registry.closed(connection, &enrolled.name, &name);
             let (inbox, peer) = (site.inbox.clone(), enrolled.name.clone());
             report_panic(spawn_blocking(move || inbox.closed(&peer, &name)).await);
         }
+    }
+}
+
+/// The runtime's clock, which a test may have stopped.
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// Discards partials where that may block.
+pub(super) async fn discard(discarded: Discarded) {
+    if !discarded.is_empty() {
+        report_panic(spawn_blocking(move || discarded.iter().for_each(|partial| partial.discard())).await);
     }
 }
 

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::{PeerStatus, RefusedIdentity, SiteStatus};
 use crate::enrolment::EnrolledPeer;
 use crate::names::PeerName;
-use crate::quic::code;
+use crate::quic::{code, receive_window};
 
 struct Entry {
     connection: Connection,
@@ -54,6 +54,7 @@ impl Registry {
             warn!(peer = %peer.name, older = %older.status.address, newer = %connection.remote_address(), "the source connected again; its older connection is closed");
             older.connection.close(code::REPLACED, b"replaced by a newer connection of the same identity");
         }
+        share_windows(&state);
         self.publish(&state);
     }
 
@@ -62,6 +63,7 @@ impl Registry {
         let mut state = self.lock();
         if state.peers.get(peer).is_some_and(|entry| same(&entry.connection, connection)) {
             state.peers.remove(peer);
+            share_windows(&state);
             self.publish(&state);
         }
     }
@@ -137,6 +139,12 @@ impl Registry {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What all connections may leave unread together is shared by those that there are.
+fn share_windows(state: &State) {
+    let window = receive_window(state.peers.len());
+    state.peers.values().for_each(|entry| entry.connection.set_receive_window(window));
 }
 
 fn same(one: &Connection, other: &Connection) -> bool {

@@ -59,16 +59,23 @@ fn source_message() -> impl Strategy<Value = SourceMessage> {
 }
 
 fn site_message() -> impl Strategy<Value = SiteMessage> {
-    let welcome = (any::<String>(), proptest::option::of(position()))
-        .prop_map(|(software, head)| SiteMessage::Welcome { software, head });
+    let partial = (any::<u64>(), any::<[u8; 32]>(), prop::collection::vec(any::<(u64, u64)>(), 0..4))
+        .prop_map(|(sequence, hash, have)| Partial { sequence: Sequence(sequence), hash, have });
+    let partials = prop::collection::vec(partial, 0..4);
+    let welcome = (any::<String>(), proptest::option::of(position()), partials)
+        .prop_map(|(software, head, partials)| SiteMessage::Welcome { software, head, partials });
     let pong = (time(), time()).prop_map(|(heartbeat, now)| SiteMessage::Pong { heartbeat, now });
     prop_oneof![refusal().prop_map(SiteMessage::Refused), welcome, pong, Just(SiteMessage::Goodbye)]
 }
 
-fn segment_header() -> impl Strategy<Value = SegmentHeader> {
-    (name(), position(), any::<[u8; 32]>(), any::<u64>()).prop_map(|(group, position, parent, size_bytes)| {
-        SegmentHeader { group, segment: SegmentDescriptor { position, parent: Hash(parent), size_bytes } }
-    })
+fn piece_header() -> impl Strategy<Value = PieceHeader> {
+    let numbers = any::<(u64, u64, u64)>();
+    (name(), position(), any::<[u8; 32]>(), numbers).prop_map(
+        |(group, position, parent, (size_bytes, offset, length))| {
+            let segment = SegmentDescriptor { position, parent: Hash(parent), size_bytes };
+            PieceHeader { group, segment, offset, length }
+        },
+    )
 }
 
 fn receipt() -> impl Strategy<Value = Receipt> {
@@ -127,7 +134,7 @@ proptest! {
     }
 
     #[test]
-    fn segment_headers_are_exact(header in segment_header()) {
+    fn segment_headers_are_exact(header in piece_header()) {
         check_exact(&header)?;
     }
 
@@ -140,7 +147,7 @@ proptest! {
     fn arbitrary_bytes_are_never_trusted(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         check_untrusted::<SourceMessage>(&bytes)?;
         check_untrusted::<SiteMessage>(&bytes)?;
-        check_untrusted::<SegmentHeader>(&bytes)?;
+        check_untrusted::<PieceHeader>(&bytes)?;
         check_untrusted::<Receipt>(&bytes)?;
     }
 
@@ -210,7 +217,11 @@ fn v1_site_messages_have_these_bytes() {
         &SiteMessage::Refused(refusal.of_segment(Sequence(7))),
         &[0, 1, 1, 7, 3, b'o', b'l', b'd', 0],
     );
-    check_bytes(&SiteMessage::Welcome { software: "s".into(), head: None }, &[1, 1, b's', 0]);
+    let partial = Partial { sequence: Sequence(9), hash: [7; 32], have: vec![(0, 300), (512, 1)] };
+    let welcome = |partials| SiteMessage::Welcome { software: "s".into(), head: None, partials };
+    check_bytes(&welcome(Vec::new()), &[1, 1, b's', 0, 0]);
+    let bytes = [&[1, 1, b's', 0, 1, 9], &[7; 32][..], &[2, 0, 0xac, 2, 0x80, 4, 1]].concat();
+    check_bytes(&welcome(vec![partial]), &bytes);
     check_bytes(&SiteMessage::Pong { heartbeat: Timestamp(1), now: Timestamp(-2) }, &[2, 2, 3]);
     check_bytes(&SiteMessage::Goodbye, &[3]);
 }
@@ -223,11 +234,11 @@ fn v1_refusal_kinds_have_these_numbers() {
 }
 
 #[test]
-fn v1_segment_header_has_these_bytes() {
+fn v1_piece_header_has_these_bytes() {
     let segment = SegmentDescriptor { position: some_position(), parent: Hash::ZERO, size_bytes: 128 };
     let parent = [&[64][..], "0".repeat(64).as_bytes()].concat();
-    let bytes = [&[1, b'a'][..], &some_position_bytes(), &parent, &[0x80, 1]].concat();
-    check_bytes(&SegmentHeader { group: group("a"), segment }, &bytes);
+    let bytes = [&[1, b'a'][..], &some_position_bytes(), &parent, &[0x80, 1, 100, 28]].concat();
+    check_bytes(&PieceHeader { group: group("a"), segment, offset: 100, length: 28 }, &bytes);
 }
 
 #[test]
@@ -284,10 +295,10 @@ fn unknown_kinds_are_refused_by_name() {
 #[test]
 fn names_that_could_be_paths_are_refused() {
     let segment = SegmentDescriptor { position: some_position(), parent: Hash::ZERO, size_bytes: 1 };
-    let tail = &encode(&SegmentHeader { group: group("abc"), segment })[4 + 4..];
+    let tail = &encode(&PieceHeader { group: group("abc"), segment, offset: 0, length: 1 })[4 + 4..];
     for name in ["abc", "a/b", "../", "A-B", "a\0b", "-ab"] {
         let body = [&[3], name.as_bytes(), tail].concat();
-        assert_eq!(decode::<SegmentHeader>("header", &body).is_ok(), name == "abc", "{name:?}");
+        assert_eq!(decode::<PieceHeader>("header", &body).is_ok(), name == "abc", "{name:?}");
     }
 }
 

@@ -83,7 +83,7 @@ struct CountingSink {
 }
 
 impl SegmentSink for CountingSink {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+    fn write_at(&mut self, _offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
         self.bytes += bytes.len() as u64;
         self.inbox.0.arrived_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use journal_format::{Epoch, Generation, GroupName, Hash, Position, Sequence};
 use tokio::sync::Notify;
-use transport::{Heartbeat, LinkState, Outbox, Receipt, Refusal, SegmentDescriptor};
+use transport::{Heartbeat, LinkState, Outbox, Refusal, SegmentDescriptor};
 
 use crate::failure::with_causes;
 
@@ -144,8 +144,8 @@ impl Outbox for SyntheticOutbox {
         &self.wake
     }
 
-    fn receipt(&self, receipt: &Receipt) {
-        self.state().confirm(receipt.position.sequence);
+    fn receipt(&self, position: Position) {
+        self.state().confirm(position.sequence);
     }
 
     fn heartbeat(&self) -> Heartbeat {

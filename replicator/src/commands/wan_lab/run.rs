@@ -131,7 +131,12 @@ impl Ends {
         let (site, source) = (identity("site")?, identity("source")?);
         let enrolled = folder.join("enrolled.toml");
         let name = source.name().clone();
-        let peer = EnrolledPeer { name, fingerprint: source.fingerprint(), groups: vec![group.clone()] };
+        let peer = EnrolledPeer {
+            name,
+            fingerprint: source.fingerprint(),
+            next_fingerprint: None,
+            groups: vec![group.clone()],
+        };
         Enrolment::add(&enrolled, peer).map_err(|error| Failure::of(&error, error.kind(), ""))?;
         let outbox = SyntheticOutbox::new(group, folder, args.segment.as_u64());
         let outbox = Arc::new(outbox.map_err(|error| io_failure("make a temporary file", &error))?);
@@ -151,7 +156,7 @@ impl Ends {
         let outboxes = vec![outbox.clone() as Arc<dyn Outbox>];
         let (source_runtime, source) = link.run(Side::Source, move || {
             let runtime = runtime(cpu::SOURCE_THREADS)?;
-            let started = SourceLink::start(options, source, pinned, outboxes, runtime.handle());
+            let started = SourceLink::start(options, source, vec![pinned], outboxes, runtime.handle());
             let started = started.map_err(|error| Failure::new(exit::FAILED, with_causes(&error), ""))?;
             Ok::<_, Failure>((runtime, started))
         })??;

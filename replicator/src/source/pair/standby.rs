@@ -193,7 +193,9 @@ impl Inbox for StandbyInbox {
         let SegmentDescriptor { position, parent, size_bytes } = *segment;
         let stored = StoredSegment { position, parent, size_bytes, more_parts: false };
         match kept.standby.receive(stored).map_err(|error| retry(&error))? {
-            Some(segment) => Ok(Begin::Receive(Box::new(Sink { segment: Some(segment) }))),
+            Some(segment) => {
+                Ok(Begin::Receive(Box::new(Sink { segment: Some(segment), next: 0, ahead: BTreeMap::new() })))
+            }
             None => Ok(Begin::Have(kept.standby.head())),
         }
     }
@@ -221,14 +223,32 @@ impl Inbox for StandbyInbox {
     }
 }
 
+/// A standby's segment is only added to, so that what comes ahead of its turn waits in memory: on a pair's network that is
+/// little, and never more than the connection's window.
 struct Sink {
     segment: Option<StandbySegment>,
+    next: u64,
+    ahead: BTreeMap<u64, Vec<u8>>,
 }
 
 impl SegmentSink for Sink {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
         let segment = self.segment.as_mut().expect("a sink is committed once");
-        segment.append(bytes).map_err(|error| retry(&error))
+        let mut append = |next: &mut u64, offset: u64, bytes: &[u8]| {
+            let new = bytes.get(usize::try_from(*next - offset).unwrap_or(usize::MAX)..).unwrap_or_default();
+            *next += new.len() as u64;
+            segment.append(new).map_err(|error| retry(&error))
+        };
+        if offset > self.next {
+            self.ahead.insert(offset, bytes.to_vec());
+            return Ok(());
+        }
+        append(&mut self.next, offset, bytes)?;
+        while let Some(first) = self.ahead.first_entry().filter(|first| *first.key() <= self.next) {
+            let (offset, bytes) = first.remove_entry();
+            append(&mut self.next, offset, &bytes)?;
+        }
+        Ok(())
     }
 
     fn commit(mut self: Box<Self>) -> Result<Option<Position>, Refusal> {

@@ -45,7 +45,7 @@ fn open(head: Option<Position>) -> SiteSession {
     let mut session = new();
     session.handle_version(PROTOCOL_VERSION);
     session.handle_message(hello(), NOW);
-    session.handle_opened(Ok(head));
+    session.handle_opened(Ok((head, Vec::new())));
     actions(&mut session);
     session
 }
@@ -56,7 +56,7 @@ fn check_over(session: &mut SiteSession) {
     session.handle_message(hello(), NOW);
     session.handle_message(SourceMessage::Heartbeat(heartbeat()), NOW);
     session.handle_message(SourceMessage::Goodbye, NOW);
-    session.handle_opened(Ok(None));
+    session.handle_opened(Ok((None, Vec::new())));
     assert!(!session.handle_offer(&segment(1, 10, Hash::ZERO).0));
     session.handle_refused(Sequence(1), Refusal::new(RefusalKind::Full, "full", ""));
     session.handle_shutdown();
@@ -70,8 +70,9 @@ fn welcome_tells_the_head_and_its_receipt_follows() {
     session.handle_version(PROTOCOL_VERSION);
     session.handle_message(hello(), NOW);
     assert_eq!(actions(&mut session), [SiteAction::Open(group("a"), Generation(1))]);
-    session.handle_opened(Ok(Some(at(1, 7))));
-    let welcome = SiteMessage::Welcome { software: "thirdsite 9".into(), head: Some(at(1, 7)) };
+    session.handle_opened(Ok((Some(at(1, 7)), Vec::new())));
+    let welcome =
+        SiteMessage::Welcome { software: "thirdsite 9".into(), head: Some(at(1, 7)), partials: Vec::new() };
     assert_eq!(actions(&mut session), [SiteAction::Send(welcome), SiteAction::Receipt(at(1, 7))]);
 }
 
@@ -80,8 +81,8 @@ fn empty_group_is_welcomed_without_a_receipt() {
     let mut session = new();
     session.handle_message(hello(), NOW);
     actions(&mut session);
-    session.handle_opened(Ok(None));
-    let welcome = SiteMessage::Welcome { software: "thirdsite 9".into(), head: None };
+    session.handle_opened(Ok((None, Vec::new())));
+    let welcome = SiteMessage::Welcome { software: "thirdsite 9".into(), head: None, partials: Vec::new() };
     assert_eq!(actions(&mut session), [SiteAction::Send(welcome)]);
 }
 
@@ -137,7 +138,7 @@ fn segment_is_looked_at_only_while_the_group_is_open() {
     assert!(!session.handle_offer(&offer));
     session.handle_message(hello(), NOW);
     assert!(!session.handle_offer(&offer));
-    session.handle_opened(Ok(None));
+    session.handle_opened(Ok((None, Vec::new())));
     assert!(session.handle_offer(&offer));
     session.handle_lost();
     assert!(!session.handle_offer(&offer));
@@ -245,6 +246,6 @@ fn group_that_is_opened_after_the_source_has_gone_is_not_welcomed() {
     session.handle_message(hello(), NOW);
     session.handle_lost();
     actions(&mut session);
-    session.handle_opened(Ok(Some(at(1, 5))));
+    session.handle_opened(Ok((Some(at(1, 5)), Vec::new())));
     assert_eq!(actions(&mut session), []);
 }

@@ -48,7 +48,7 @@ fn pong() -> SiteMessage {
 }
 
 fn welcome(head: Option<Position>) -> SiteMessage {
-    SiteMessage::Welcome { software: "thirdsite 8".into(), head }
+    SiteMessage::Welcome { software: "thirdsite 8".into(), head, partials: Vec::new() }
 }
 
 fn fetch(from: u64, limit: usize) -> SourceAction {

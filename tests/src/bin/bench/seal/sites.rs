@@ -124,7 +124,10 @@ impl Sites {
         let Begin::Receive(mut sink) = self.store.begin(self.group.name(), &segment.descriptor)? else {
             bail!("segment {} is wanted", segment.descriptor.position);
         };
-        segment.bytes.chunks(ARRIVAL).try_for_each(|piece| sink.write(piece))?;
+        let pieces = segment.bytes.chunks(ARRIVAL).enumerate();
+        for (number, piece) in pieces {
+            sink.write_at((number * ARRIVAL) as u64, piece)?;
+        }
         sink.commit()?;
         Ok(())
     }
