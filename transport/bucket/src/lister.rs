@@ -273,3 +273,6 @@ pub(crate) fn failed(action: &'static str, key: &Path) -> impl Fn(StoreError) ->
     let key = key.clone();
     move |source| RoadError::Store { action, key: key.clone(), source }
 }
+
+#[cfg(test)]
+mod tests;
