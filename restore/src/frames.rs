@@ -1,6 +1,7 @@
 //! Reading blocks of segments: frames are read, verified and decompressed, and differences are followed down to the blocks that they are
 //! taken from. Memory: the tables of the segments that were read last, and decompressed frames; both have limits.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use journal_format::segment::{
@@ -10,8 +11,7 @@ use journal_format::{BLOCK_BYTES, FormatError, Hash};
 
 use crate::cache::Cache;
 use crate::error::StoreError;
-use crate::segment_file;
-use crate::store::disk::Disk;
+use crate::segments::{Segments, WantedFrame};
 
 /// Memory for the tables of segments, in bytes: about 25 KiB for a segment of 64 MiB.
 const TABLES_BYTES_MAX: u64 = 64 << 20;
@@ -49,6 +49,14 @@ impl FrameTable {
         (&self.sources[place.source as usize], place)
     }
 
+    /// The frames, each with the number of its source, that the differences of a frame are taken from.
+    fn frames_of_bases(&self, frame: u32) -> BTreeSet<(u32, u32)> {
+        let Some(entry) = self.frames.get(frame as usize) else { return BTreeSet::new() };
+        let FrameKind::Difference { first_base, .. } = entry.kind else { return BTreeSet::new() };
+        let bases = &self.bases[first_base as usize..][..entry.blocks()];
+        bases.iter().map(|base| (base.source, base.frame)).collect()
+    }
+
     /// How many bases from that of `block` on, at most so many, lie behind one another in one frame.
     fn run_of_bases(&self, first_base: u32, block: usize, count_max: usize) -> usize {
         let bases = &self.bases[first_base as usize + block..][..count_max];
@@ -58,15 +66,15 @@ impl FrameTable {
 
 /// Reads blocks of the segments in a store; used by many threads at once.
 pub(crate) struct Frames {
-    disk: Disk,
+    segments: Arc<dyn Segments>,
     tables: Cache<Hash, FrameTable>,
     raw: Cache<(Hash, u32), Vec<u8>>,
 }
 
 impl Frames {
     /// `cache_bytes_max` limits the memory for decompressed frames.
-    pub(crate) fn new(disk: Disk, cache_bytes_max: u64) -> Self {
-        Frames { disk, tables: Cache::new(TABLES_BYTES_MAX), raw: Cache::new(cache_bytes_max) }
+    pub(crate) fn new(segments: Arc<dyn Segments>, cache_bytes_max: u64) -> Self {
+        Frames { segments, tables: Cache::new(TABLES_BYTES_MAX), raw: Cache::new(cache_bytes_max) }
     }
 
     /// The table of a segment, which must be the one with this hash.
@@ -75,16 +83,39 @@ impl Frames {
         if let Some(table) = self.tables.get(&segment.hash).filter(|table| table.segment == *segment) {
             return Ok(table);
         }
-        let path = self.disk.segment_path(&segment.group, segment.generation, segment.sequence);
-        let index = segment_file::read_index(&path)?;
-        let (expected, actual) = (segment.hash, index.trailer.hash);
-        if expected != actual {
-            return Err(StoreError::OtherSegment { path, expected, actual });
-        }
+        let index = self.segments.index(segment)?;
         let (frames, sources, bases) = (index.frames, index.sources, index.bases);
         let table = Arc::new(FrameTable { segment: segment.clone(), frames, sources, bases });
         self.tables.put(segment.hash, &table, table.bytes());
         Ok(table)
+    }
+
+    /// Whether it helps to say ahead what is going to be read.
+    pub(crate) fn reads_ahead(&self) -> bool {
+        self.segments.reads_ahead()
+    }
+
+    /// Says what is going to be read, in this order. Of frames of differences, what they are taken from comes right behind them.
+    pub(crate) fn expect<'a>(&self, frames: impl Iterator<Item = (&'a SegmentSource, u32)>) {
+        let mut expected: Vec<(Arc<FrameTable>, u32)> = Vec::new();
+        for (segment, frame) in frames {
+            if self.raw.get(&(segment.hash, frame)).is_some() {
+                continue;
+            }
+            // A table that cannot be read is an error when the frame is read.
+            let Ok(table) = self.table(segment) else { continue };
+            let bases = table.frames_of_bases(frame);
+            expected.push((Arc::clone(&table), frame));
+            for (source, frame) in bases {
+                let Ok(table) = self.table(&table.sources[source as usize]) else { continue };
+                expected.push((table, frame));
+            }
+        }
+        let wanted = expected.iter().filter_map(|(table, number)| {
+            let entry = table.frames.get(*number as usize)?;
+            Some(WantedFrame { segment: &table.segment, entry })
+        });
+        self.segments.expect(&wanted.collect::<Vec<_>>());
     }
 
     /// Reads `buffer` from `offset` of a frame on.
@@ -201,16 +232,11 @@ impl Frames {
     }
 
     fn read_raw(&self, table: &FrameTable, entry: &FrameEntry) -> Result<Vec<u8>, StoreError> {
-        segment_file::read_frame(&self.path(table), entry)
-    }
-
-    fn path(&self, table: &FrameTable) -> std::path::PathBuf {
-        let SegmentSource { group, generation, sequence, .. } = &table.segment;
-        self.disk.segment_path(group, *generation, *sequence)
+        self.segments.frame(&WantedFrame { segment: &table.segment, entry })
     }
 
     fn broken(&self, table: &FrameTable, rule: &'static str) -> StoreError {
         let source = FormatError::Rule { part: "the segment's table of references", rule };
-        StoreError::Damaged { path: self.path(table), source }
+        StoreError::Damaged { path: self.segments.place(&table.segment), source }
     }
 }

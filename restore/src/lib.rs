@@ -26,6 +26,7 @@ mod parallel;
 mod program;
 mod seed;
 mod segment_file;
+mod segments;
 mod select;
 mod store;
 mod verify;

@@ -17,6 +17,7 @@ use journal_format::GroupName;
 use crate::catalog::{Catalog, GroupSummary, Point, SegmentRow};
 use crate::error::StoreError;
 use crate::seed::SEED_PEER;
+use crate::segments::Segments;
 use crate::select::{Selector, select};
 use crate::view::{PointView, ViewOptions};
 use claim::Claim;
@@ -31,7 +32,7 @@ const CATALOG_LOCK: &str = "catalog.lock";
 
 /// A store that is open for reading. Needs no daemon, and gets along with one.
 pub struct Store {
-    disk: Disk,
+    segments: Arc<dyn Segments>,
     catalog: Mutex<Catalog>,
 }
 
@@ -52,12 +53,12 @@ impl Store {
                 catalog
             }
         };
-        Ok(Store { disk, catalog: Mutex::new(catalog) })
+        Ok(Store { segments: Arc::new(disk), catalog: Mutex::new(catalog) })
     }
 
-    /// The store's folder.
-    pub fn root(&self) -> &Path {
-        self.disk.root()
+    /// The store, for people: its folder or its URL.
+    pub fn location(&self) -> String {
+        self.segments.location()
     }
 
     /// What is known of each group, in the order of their names.
@@ -84,9 +85,7 @@ impl Store {
     /// # Errors
     /// If the record of its writer cannot be read.
     pub fn seed_of(&self, group: &GroupName) -> Result<Option<GroupName>, StoreError> {
-        let Some(of) = group.seed_of() else { return Ok(None) };
-        let claim = Claim::load(&self.disk, group, None)?;
-        Ok(claim.writer().is_some_and(|writer| writer.as_str() == SEED_PEER).then_some(of))
+        self.segments.seed_of(group)
     }
 
     /// All points of a group, oldest first.
@@ -118,7 +117,7 @@ impl Store {
     /// If a segment of its chain is missing or damaged, or its map is larger than the options allow.
     pub fn open_point(&self, point: &Point, options: &ViewOptions) -> Result<Arc<PointView>, StoreError> {
         let chain = self.chain(point)?;
-        PointView::open(self.disk.clone(), point.clone(), chain, options)
+        PointView::open(Arc::clone(&self.segments), point.clone(), chain, options)
     }
 
     /// The chain up to a point, oldest first.
@@ -130,9 +129,16 @@ impl Store {
         self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn disk(&self) -> &Disk {
-        &self.disk
+    pub(crate) fn segments(&self) -> &Arc<dyn Segments> {
+        &self.segments
     }
+}
+
+/// The group that this one is the seed of, if it is one, by the record of its writer.
+pub(crate) fn seed_of(disk: &Disk, group: &GroupName) -> Result<Option<GroupName>, StoreError> {
+    let Some(of) = group.seed_of() else { return Ok(None) };
+    let claim = Claim::load(disk, group, None)?;
+    Ok(claim.writer().is_some_and(|writer| writer.as_str() == SEED_PEER).then_some(of))
 }
 
 fn catalog_on_disk(disk: &Disk) -> Result<Catalog, StoreError> {
@@ -146,13 +152,13 @@ fn catalog_on_disk(disk: &Disk) -> Result<Catalog, StoreError> {
     }
 }
 
-fn refresh_all(catalog: &mut Catalog, disk: &Disk) -> Result<(), StoreError> {
-    let groups = disk.groups()?;
+fn refresh_all(catalog: &mut Catalog, segments: &dyn Segments) -> Result<(), StoreError> {
+    let groups = segments.groups()?;
     for group in &groups {
-        let chain = catalog.refresh(disk, group)?;
+        let chain = catalog.refresh(segments, group)?;
         if let Some(first) = chain.unattached.first() {
-            let (files, name) = (chain.unattached.len(), first.file.name());
-            tracing::warn!(%group, files, first = name, why = first.why, "segments are not reached by their chain");
+            let (files, name) = (chain.unattached.len(), segments.place_listed(group, &first.file));
+            tracing::warn!(%group, files, first = %name.display(), why = first.why, "segments are not reached by their chain");
         }
     }
     catalog.keep_only(&groups)

@@ -1,17 +1,17 @@
 //! Reading a whole store again: every byte of every segment, and the chain that they make.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use journal_format::segment::SegmentSource;
-use journal_format::{GroupName, Hash, PointId, Sequence, with_causes};
+use journal_format::{GroupName, PointId, Sequence, with_causes};
 
 use crate::catalog::SegmentRow;
 use crate::error::StoreError;
 use crate::frames::Frames;
-use crate::segment_file;
+use crate::segments::ListedSegment;
 use crate::store::Store;
-use crate::store::disk::ListedSegment;
 
 /// What was found in a group.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ pub fn verify_store(
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Vec<GroupReport>, StoreError> {
     let groups: Vec<(GroupName, Plan)> = store
-        .disk()
+        .segments()
         .groups()?
         .into_iter()
         .map(|group| Plan::of(store, &group).map(|plan| (group, plan)))
@@ -140,13 +140,13 @@ struct Plan {
 impl Plan {
     fn of(store: &Store, group: &GroupName) -> Result<Plan, StoreError> {
         // The files first: what a daemon adds meanwhile is in the chain then, and its file is looked for by name.
-        let files = store.disk().list(group)?;
+        let files = store.segments().list(group)?;
         let chain = store.catalog().chain(group, Sequence(i64::MAX as u64))?;
         Ok(Plan { chain, files })
     }
 
     fn check(self, store: &Store, group: &GroupName, read: &(dyn Fn(u64) + Sync)) -> Checked {
-        let frames = Frames::new(store.disk().clone(), 0);
+        let frames = Frames::new(Arc::clone(store.segments()), 0);
         let mut found = Checked {
             segments: self.chain.len() as u64,
             bytes: self.chain.iter().map(|row| row.size_bytes).sum(),
@@ -184,8 +184,8 @@ impl Plan {
         if expected.is_some_and(|row| row.position.generation == file.generation) {
             return None;
         }
-        let path = store.disk().segment_path(group, file.generation, file.sequence);
-        Some(match segment_file::verify(&path) {
+        let path = store.segments().place_listed(group, file);
+        Some(match store.segments().verify(group, file) {
             Err(error) => with_causes(&error),
             Ok(_) if expected.is_some() => {
                 format!("{}: another segment has its place in the chain", path.display())
@@ -199,15 +199,13 @@ impl Plan {
 
 /// Verifies one segment of the chain. Answers what it refers to, or what is wrong.
 fn check(store: &Store, frames: &Frames, group: &GroupName, row: &SegmentRow) -> Result<Vec<Place>, String> {
-    let position = row.position;
-    let path = store.disk().segment_path(group, position.generation, position.sequence);
-    let (index, _) = segment_file::verify(&path).map_err(|error| with_causes(&error))?;
-    let same = |what: &str, expected: Hash, actual: Hash| {
-        let text = || format!("{}: its {what} is {actual}, the catalog says {expected}", path.display());
-        if expected == actual { Ok(()) } else { Err(text()) }
-    };
-    same("hash", position.hash, index.trailer.hash)?;
-    same("parent", row.parent, index.header.parent)?;
+    let named = row.source(group);
+    let path = store.segments().place(&named);
+    let index = store.segments().verify_named(&named).map_err(|error| with_causes(&error))?;
+    let (expected, actual) = (row.parent, index.header.parent);
+    if expected != actual {
+        return Err(format!("{}: its parent is {actual}, the catalog says {expected}", path.display()));
+    }
     let missing = index.sources.iter().find_map(|source| Some((source, frames.table(source).err()?)));
     if let Some((SegmentSource { group, sequence, .. }, error)) = missing {
         let error = with_causes(&error);

@@ -4,9 +4,10 @@
 //! that a piece lies in, a few times that while opening, and the caches of segments' tables and of decompressed frames. All have limits.
 
 mod map;
+mod read_ahead;
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use journal_format::definition::GroupDefinition;
@@ -16,10 +17,10 @@ use journal_format::{Hash, SECTOR_BYTES, VolumeName};
 use crate::catalog::{Point, SegmentRow};
 use crate::error::StoreError;
 use crate::frames::{FrameTable, Frames};
-use crate::segment_file;
-use crate::store::disk::Disk;
+use crate::segments::Segments;
 pub(crate) use map::Piece;
 use map::{MapBuilder, VolumeMap};
+use read_ahead::ReadAhead;
 
 /// Limits of an opened point.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +47,7 @@ pub struct PointView {
     segments: Vec<SegmentSource>,
     places: Vec<FramePlace>,
     frames: Frames,
+    read_ahead: Mutex<ReadAhead>,
     open_duration: Duration,
 }
 
@@ -76,7 +78,7 @@ pub struct ZeroRun {
 
 impl PointView {
     pub(crate) fn open(
-        disk: Disk,
+        from: Arc<dyn Segments>,
         point: Point,
         chain: Vec<SegmentRow>,
         options: &ViewOptions,
@@ -84,15 +86,8 @@ impl PointView {
         let begin = Instant::now();
         let mut opening = Opening::new(&point, options);
         // Newest first, so that only what nothing newer covers is added.
-        for row in chain.iter().rev() {
-            let path = disk.segment_path(&point.group, row.position.generation, row.position.sequence);
-            let index = segment_file::read_index(&path)?;
-            let (expected, actual) = (row.position.hash, index.trailer.hash);
-            if expected != actual {
-                return Err(StoreError::OtherSegment { path, expected, actual });
-            }
-            opening.add(index)?;
-        }
+        let wanted: Vec<SegmentSource> = chain.iter().rev().map(|row| row.source(&point.group)).collect();
+        from.indexes(&wanted, &mut |index| opening.add(index))?;
         let Opening { builders, segments, places, definition, .. } = opening;
         Ok(Arc::new(PointView {
             point,
@@ -100,7 +95,8 @@ impl PointView {
             maps: builders.into_iter().map(MapBuilder::finish).collect(),
             segments: segments.list,
             places: places.list,
-            frames: Frames::new(disk, options.cache_bytes_max),
+            frames: Frames::new(from, options.cache_bytes_max),
+            read_ahead: Mutex::default(),
             open_duration: begin.elapsed(),
         }))
     }
@@ -183,6 +179,9 @@ impl VolumeView {
     /// If the range is not one of the volume, or a segment is missing or damaged; `buffer` then holds nothing of use.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
         self.check_range(offset, buffer.len() as u64)?;
+        if self.view.frames.reads_ahead() {
+            self.read_ahead(offset, offset + buffer.len() as u64);
+        }
         self.map().walk(offset, buffer, |piece, from, target| {
             let read = self.view.frame(piece.frame).and_then(|(table, frame)| {
                 self.view.frames.read(&table, frame, piece.frame_bytes() + from, target)
@@ -213,6 +212,28 @@ impl VolumeView {
 
     pub(crate) fn pieces(&self) -> &[Piece] {
         self.map().pieces()
+    }
+
+    /// Says which bytes are read, and going to be read as it seems.
+    fn read_ahead(&self, start: u64, end: u64) {
+        let mut readers = self.view.read_ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let expected = readers.handle_read(self.number, start..end);
+        drop(readers);
+        let pieces = self.map().from(expected.start);
+        self.expect_pieces(pieces.iter().take_while(|piece| piece.start_bytes() < expected.end));
+    }
+
+    /// Says which pieces are going to be read, in this order.
+    pub(crate) fn expect_pieces<'a>(&self, pieces: impl Iterator<Item = &'a Piece>) {
+        if !self.view.frames.reads_ahead() {
+            return;
+        }
+        let mut seen = HashSet::new();
+        let frames = pieces.filter(|piece| seen.insert(piece.frame)).map(|piece| {
+            let FramePlace { segment, frame } = self.view.places[piece.frame as usize];
+            (&self.view.segments[segment as usize], frame)
+        });
+        self.view.frames.expect(frames);
     }
 
     /// Reads pieces that lie in one frame and hands each to `put`. Of a frame that holds the bytes themselves nothing is kept.

@@ -1,5 +1,7 @@
 //! Bringing the catalog up to date: what the chain of each group is, by the files that are there.
 
+use std::collections::HashMap;
+
 use journal_format::segment::SegmentIndex;
 use journal_format::{ErrorKind, GroupName, Hash, Position, Sequence};
 use rusqlite::{OptionalExtension, params};
@@ -7,8 +9,7 @@ use rusqlite::{OptionalExtension, params};
 use super::Catalog;
 use super::rows::{SEGMENT_COLUMNS, SegmentRow, drop_behind, insert, segment_from};
 use crate::error::StoreError;
-use crate::segment_file;
-use crate::store::disk::{Disk, ListedSegment};
+use crate::segments::{ListedSegment, Segments};
 
 /// Segments that are indexed in one transaction.
 const BATCH_SEGMENTS: usize = 512;
@@ -42,6 +43,31 @@ enum Link {
     Broken(String),
 }
 
+/// Reads listed segments, some ahead where that pays.
+struct Reading<'a> {
+    segments: &'a dyn Segments,
+    group: &'a GroupName,
+    listed: &'a [ListedSegment],
+    read: HashMap<ListedSegment, Result<SegmentIndex, StoreError>>,
+}
+
+impl<'a> Reading<'a> {
+    fn new(segments: &'a dyn Segments, group: &'a GroupName, listed: &'a [ListedSegment]) -> Self {
+        Reading { segments, group, listed, read: HashMap::new() }
+    }
+
+    fn index(&mut self, wanted: &ListedSegment) -> Result<SegmentIndex, StoreError> {
+        if let Some(read) = self.read.remove(wanted) {
+            return read;
+        }
+        let from = self.listed.partition_point(|listed| listed < wanted);
+        let batch = &self.listed[from..self.listed.len().min(from + self.segments.at_once())];
+        let indexes = self.segments.read_listed(self.group, batch);
+        self.read = batch.iter().cloned().zip(indexes).collect();
+        self.read.remove(wanted).expect("what is wanted was listed")
+    }
+}
+
 impl Catalog {
     /// Adds a segment that has been attached.
     pub(crate) fn attach<'a>(
@@ -59,11 +85,24 @@ impl Catalog {
 
     /// Walks a group's files from sequence 1 on, adds rows that are missing and drops rows whose files are gone or whose
     /// chain is broken. A file whose name and size the catalog knows is not opened.
-    pub(crate) fn refresh(&mut self, disk: &Disk, group: &GroupName) -> Result<Chain, StoreError> {
-        let files = disk.list(group)?;
+    pub(crate) fn refresh(
+        &mut self,
+        segments: &dyn Segments,
+        group: &GroupName,
+    ) -> Result<Chain, StoreError> {
+        let files = segments.list(group)?;
+        self.refresh_from(&mut Reading::new(segments, group, &files), &files)
+    }
+
+    fn refresh_from(
+        &mut self,
+        reading: &mut Reading<'_>,
+        files: &[ListedSegment],
+    ) -> Result<Chain, StoreError> {
+        let group = reading.group;
         let mut chain = Chain::default();
         let mut batch: Vec<SegmentIndex> = Vec::new();
-        let mut rest = files.as_slice();
+        let mut rest = files;
         loop {
             let sequence = chain.head.map_or(Sequence(1), |head| head.sequence.next());
             let reached = rest.iter().take_while(|file| file.sequence < sequence).count();
@@ -73,13 +112,13 @@ impl Catalog {
             }));
             rest = &rest[reached..];
             let candidates = rest.iter().take_while(|file| file.sequence == sequence).count();
-            let Some(position) = self.next_link(disk, group, &chain.head, &rest[..candidates], &mut batch)?
+            let Some(position) = self.next_link(reading, &chain.head, &rest[..candidates], &mut batch)?
             else {
                 break;
             };
             let (file, others): (Vec<_>, Vec<_>) =
                 rest[..candidates].iter().partition(|file| file.generation == position.generation);
-            debug_assert_eq!(file.len(), 1);
+            debug_assert!(!file.is_empty());
             chain.unattached.extend(others.into_iter().map(|file| Unattached {
                 file: file.clone(),
                 why: "another segment has its place in the chain".to_owned(),
@@ -92,7 +131,7 @@ impl Catalog {
         }
         chain.added += self.add_batch(&mut batch)?;
         for file in rest {
-            let why = self.why_broken(disk, group, &chain.head, file)?;
+            let why = self.why_broken(reading, &chain.head, file)?;
             chain.unattached.push(Unattached { file: file.clone(), why });
         }
         chain.dropped = self.drop_after_head(group, chain.head)?;
@@ -111,14 +150,13 @@ impl Catalog {
 
     fn next_link(
         &mut self,
-        disk: &Disk,
-        group: &GroupName,
+        reading: &mut Reading<'_>,
         head: &Option<Position>,
         candidates: &[ListedSegment],
         batch: &mut Vec<SegmentIndex>,
     ) -> Result<Option<Position>, StoreError> {
         for file in candidates {
-            match self.link(disk, group, head, file)? {
+            match self.link(reading, head, file)? {
                 Link::Known(row) => return Ok(Some(row.position)),
                 Link::New(index) => {
                     let position = index.position();
@@ -133,11 +171,11 @@ impl Catalog {
 
     fn link(
         &self,
-        disk: &Disk,
-        group: &GroupName,
+        reading: &mut Reading<'_>,
         head: &Option<Position>,
         file: &ListedSegment,
     ) -> Result<Link, StoreError> {
+        let group = reading.group;
         let parent = head.map_or(Hash::ZERO, |head| head.hash);
         let row = self.segment(group, file.sequence)?.filter(|row| {
             row.position.generation == file.generation
@@ -147,8 +185,7 @@ impl Catalog {
         if let Some(row) = row {
             return Ok(Link::Known(row));
         }
-        let path = disk.segment_path(group, file.generation, file.sequence);
-        let index = match segment_file::read_index(&path) {
+        let index = match reading.index(file) {
             Ok(index) => index,
             // A segment of a later version, or a damaged one: the chain ends before it. A disk that fails is an error.
             Err(StoreError::Damaged { source, .. }) if source.kind() == ErrorKind::Corrupt => {
@@ -172,14 +209,13 @@ impl Catalog {
 
     fn why_broken(
         &self,
-        disk: &Disk,
-        group: &GroupName,
+        reading: &mut Reading<'_>,
         head: &Option<Position>,
         file: &ListedSegment,
     ) -> Result<String, StoreError> {
         let next = head.map_or(Sequence(1), |head| head.sequence.next());
         if file.sequence == next
-            && let Link::Broken(why) = self.link(disk, group, head, file)?
+            && let Link::Broken(why) = self.link(reading, head, file)?
         {
             return Ok(why);
         }

@@ -1,7 +1,7 @@
 //! Rows and how they become values again. Numbers are stored as SQLite's signed 64 bits, bit for bit.
 
 use journal_format::definition::GroupDefinition;
-use journal_format::segment::{PointKind, SegmentIndex, VolumeKind, VolumeRecord};
+use journal_format::segment::{PointKind, SegmentIndex, SegmentSource, VolumeKind, VolumeRecord};
 use journal_format::{Epoch, Generation, GroupName, Hash, PointId, Position, Sequence, Timestamp};
 use rusqlite::{Row, Transaction, params};
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,14 @@ pub(crate) struct SegmentRow {
     pub(crate) position: Position,
     pub(crate) parent: Hash,
     pub(crate) size_bytes: u64,
+}
+
+impl SegmentRow {
+    /// The segment, as others refer to it.
+    pub(crate) fn source(&self, group: &GroupName) -> SegmentSource {
+        let Position { generation, sequence, hash, .. } = self.position;
+        SegmentSource { group: group.clone(), generation, sequence, hash }
+    }
 }
 
 #[derive(Serialize, Deserialize)]

@@ -16,6 +16,10 @@ use crate::view::{Piece, VolumeView};
 /// How much of both ends of a device is looked at for content: partition tables, file systems and RAID have theirs there.
 const LOOK_BYTES: u64 = 1 << 20;
 
+/// How many frames are said ahead to be read, and how often that is said.
+const AHEAD_FRAMES: usize = 96;
+const AHEAD_STEP: usize = 16;
+
 /// Makes a sparse file with the bytes of a volume, and makes it durable.
 pub(super) fn write_file(
     volume: &VolumeView,
@@ -86,6 +90,10 @@ fn write_frames(
     let total: u64 = pieces.iter().map(Piece::size_bytes).sum();
     let done = AtomicU64::new(0);
     in_parallel(frames.len(), |number| {
+        if number.is_multiple_of(AHEAD_STEP) {
+            let ahead = &frames[number..frames.len().min(number + AHEAD_FRAMES)];
+            volume.expect_pieces(ahead.iter().filter_map(|pieces| pieces.first()));
+        }
         volume.read_pieces(frames[number], |piece, data| {
             file.write_all_at(data, piece.start_bytes()).map_err(io_error("write", path))
         })?;

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use journal_format::segment::PointKind;
+use journal_format::segment::{PointKind, SegmentSource};
 use journal_format::{BLOCK_BYTES, Hash, PointId, Position, Timestamp, VolumeName};
 use transport::{CallAnswer, Refusal, RefusalKind, RegionAnswer};
 
@@ -12,7 +12,7 @@ use super::inbox::refusal_of;
 use super::writer::{Group, Shared};
 use crate::catalog::Point;
 use crate::error::StoreError;
-use crate::segment_file;
+use crate::segments::Segments;
 use crate::view::{PointView, ViewOptions, VolumeView};
 
 const REGION_BYTES: u64 = 64 << 10;
@@ -102,11 +102,17 @@ fn head_view(shared: &Shared, group: &Group) -> Result<Option<(Position, Arc<Poi
         }
     }
     let chain = shared.catalog().chain(&group.name, head.sequence)?;
-    let path = shared.disk.segment_path(&group.name, head.generation, head.sequence);
-    let newest = segment_file::read_index(&path)?;
+    let newest = SegmentSource {
+        group: group.name.clone(),
+        generation: head.generation,
+        sequence: head.sequence,
+        hash: head.hash,
+    };
+    let newest = shared.disk.index(&newest)?;
     let behind = chain.last().is_none_or(|last| last.position != head);
     if behind {
         // The catalog missed a segment; the next attached one mends it.
+        let path = shared.disk.segment_path(&group.name, head.generation, head.sequence);
         return Err(StoreError::OtherSegment { path, expected: head.hash, actual: Hash::ZERO });
     }
     let state = Point {
@@ -122,7 +128,7 @@ fn head_view(shared: &Shared, group: &Group) -> Result<Option<(Position, Arc<Poi
         // Those that are joining too: they are what is compared.
         volumes: newest.meta.volumes,
     };
-    let view = PointView::open(shared.disk.clone(), state, chain, &ViewOptions::default())?;
+    let view = PointView::open(Arc::new(shared.disk.clone()), state, chain, &ViewOptions::default())?;
     *cached = Some(HeadView { head, view: Arc::clone(&view), opened: Instant::now() });
     Ok(Some((head, view)))
 }

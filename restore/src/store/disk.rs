@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{StoreError, io_error};
+use crate::segments::ListedSegment;
 
 /// Version of the store that this build reads and writes.
 pub(crate) const STORE_VERSION: u32 = 1;
@@ -23,20 +24,6 @@ const INFO_NAME: &str = "store.json";
 struct StoreInfo {
     format: String,
     version: u32,
-}
-
-/// A segment's file as a listing shows it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct ListedSegment {
-    pub(crate) sequence: Sequence,
-    pub(crate) generation: Generation,
-    pub(crate) size_bytes: u64,
-}
-
-impl ListedSegment {
-    pub(crate) fn name(&self) -> String {
-        segment_name(self.generation, self.sequence)
-    }
 }
 
 /// The folder of a store.
@@ -192,7 +179,7 @@ impl Disk {
             let Some((generation, sequence)) = parse_segment_name(&name) else { continue };
             let path = folder.join(&name);
             let size_bytes = fs::metadata(&path).map_err(io_error("look at", &path))?.len();
-            listed.push(ListedSegment { sequence, generation, size_bytes });
+            listed.push(ListedSegment { sequence, generation, claim: 0, size_bytes });
         }
         listed.sort();
         Ok(listed)
@@ -282,11 +269,12 @@ impl Disk {
     pub(crate) fn detach(&self, group: &GroupName, segment: &ListedSegment) -> Result<PathBuf, StoreError> {
         let folder = self.group_folder(group, "detached");
         fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
-        let from = self.segments_folder(group).join(segment.name());
-        let mut to = folder.join(segment.name());
+        let name = segment_name(segment.generation, segment.sequence);
+        let from = self.segments_folder(group).join(&name);
+        let mut to = folder.join(&name);
         let mut number = 1;
         while to.exists() {
-            to = folder.join(format!("{}.{number}", segment.name()));
+            to = folder.join(format!("{name}.{number}"));
             number += 1;
         }
         self.publish(&from, &to)?;

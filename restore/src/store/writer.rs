@@ -128,7 +128,7 @@ impl StoreWriter {
         drop(alone);
         let used_bytes = AtomicU64::new(disk.used_bytes()?);
         let shared = Shared {
-            frames: Frames::new(disk.clone(), FRAME_CACHE_BYTES),
+            frames: Frames::new(Arc::new(disk.clone()), FRAME_CACHE_BYTES),
             block_lists: Cache::new(OPEN_BLOCK_LISTS),
             sound_frames: Cache::new(SOUND_FRAMES),
             disk,

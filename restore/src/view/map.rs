@@ -135,7 +135,7 @@ impl VolumeMap {
     }
 
     /// The pieces that end behind `offset`.
-    fn from(&self, offset: u64) -> &[Piece] {
+    pub(super) fn from(&self, offset: u64) -> &[Piece] {
         &self.pieces[self.pieces.partition_point(|piece| piece.end_bytes() <= offset)..]
     }
 
