@@ -20,7 +20,7 @@ use crate::error::{StoreError, io_error};
 pub(crate) use rows::SegmentRow;
 
 /// Version of the schema, kept as SQLite's `user_version`; another one is made anew.
-const CATALOG_VERSION: i64 = 1;
+const CATALOG_VERSION: i64 = 2;
 
 /// How long a command waits for the daemon's transaction, and the other way round.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,7 +29,7 @@ const SCHEMA: &str = "
     CREATE TABLE segments (
         group_name TEXT NOT NULL, sequence INTEGER NOT NULL, generation INTEGER NOT NULL,
         last_epoch INTEGER NOT NULL, hash BLOB NOT NULL, parent BLOB NOT NULL,
-        size_bytes INTEGER NOT NULL, PRIMARY KEY (group_name, sequence)
+        size_bytes INTEGER NOT NULL, claim INTEGER NOT NULL, PRIMARY KEY (group_name, sequence)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE points (
         group_name TEXT NOT NULL, sequence INTEGER NOT NULL, generation INTEGER NOT NULL,

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use journal_format::{ErrorKind, FormatError, GroupName, Hash, PointId, VolumeName};
 use thiserror::Error;
+use transport_bucket::RoadError;
 
 /// Why a store cannot be opened, read or written.
 #[derive(Debug, Error)]
@@ -43,6 +45,32 @@ pub enum StoreError {
     Locked {
         /// The lock's file.
         path: PathBuf,
+    },
+    /// There is no store in the bucket.
+    #[error("{url} is not a bucket of thirdsite: it has no store.json")]
+    NotABucket {
+        /// The bucket.
+        url: String,
+    },
+    /// A bucket does not answer, refuses, or lacks an object.
+    #[error("cannot {action} {}", .place.display())]
+    Bucket {
+        /// What was tried.
+        action: &'static str,
+        /// The object's URL.
+        place: PathBuf,
+        /// What the server, or the way to it, said.
+        #[source]
+        source: Arc<object_store::Error>,
+    },
+    /// Something in a bucket is not what it should be.
+    #[error("bucket {url} cannot be used")]
+    BucketContent {
+        /// The bucket.
+        url: String,
+        /// What is wrong with which object.
+        #[source]
+        source: Box<RoadError>,
     },
     /// SQLite refuses.
     #[error("the catalog {path} cannot be used")]
@@ -178,6 +206,28 @@ pub(crate) fn io_kind(error: &io::Error) -> ErrorKind {
     }
 }
 
+fn bucket_kind(error: &object_store::Error) -> ErrorKind {
+    use object_store::Error::{Generic, JoinError, NotFound};
+    match error {
+        Generic { .. } | JoinError { .. } => ErrorKind::Retry,
+        // Only objects that have to be there are errors when they are not.
+        NotFound { .. } => ErrorKind::Corrupt,
+        _ => ErrorKind::Invalid,
+    }
+}
+
+fn bucket_hint(error: &object_store::Error) -> &'static str {
+    use object_store::Error::{NotFound, PermissionDenied, Unauthenticated};
+    match error {
+        NotFound { .. } => {
+            "an object is gone that has to be there: restore it if the bucket keeps versions; 'thirdsite verify' tells which points are touched"
+        }
+        PermissionDenied { .. } => "allow this key to list and read objects below the bucket's prefix",
+        Unauthenticated { .. } => "check the access key, the secret, and the clock of this host",
+        _ => "check the bucket's name, the endpoint and the way to it, then try again",
+    }
+}
+
 /// Makes [`StoreError::Io`] of an I/O error.
 pub(crate) fn io_error<'a>(
     action: &'static str,
@@ -193,11 +243,14 @@ impl StoreError {
             StoreError::Io { source, .. } => io_kind(source),
             StoreError::Damaged { source, .. } => source.kind(),
             StoreError::Read { source, .. } => source.kind(),
+            StoreError::Bucket { source, .. } => bucket_kind(source),
+            StoreError::BucketContent { source, .. } => source.kind(),
             StoreError::OtherSegment { .. } => ErrorKind::Corrupt,
             StoreError::MapTooLarge { .. } => ErrorKind::Full,
             StoreError::Catalog { .. } | StoreError::Row { .. } => ErrorKind::Retry,
             StoreError::Locked { .. }
             | StoreError::NotAStore { .. }
+            | StoreError::NotABucket { .. }
             | StoreError::Version { .. }
             | StoreError::UnknownGroup { .. }
             | StoreError::NoPoints { .. }
@@ -218,6 +271,11 @@ impl StoreError {
             StoreError::NotAStore { .. } => {
                 "give the folder that 'thirdsite site run' writes to (key 'store' of its settings), or an empty one to make a new store"
             }
+            StoreError::NotABucket { .. } => {
+                "give the URL that the protected site writes to (its settings name it); it makes store.json when it first connects"
+            }
+            StoreError::Bucket { source, .. } => bucket_hint(source),
+            StoreError::BucketContent { source, .. } => source.hint(),
             StoreError::Version { .. } => {
                 "use the release of thirdsite that wrote this store, or a later one"
             }

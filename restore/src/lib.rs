@@ -5,8 +5,8 @@
 //! an NBD server, raw, qcow2, device, and QEMU. `STORE.md` defines the folder.
 //!
 //! # What it deliberately does not know
-//! - Where segments come from: it implements the transport's [`Inbox`](transport::Inbox) and sees no network.
-//! - Any async runtime: everything is synchronous, with threads where they help.
+//! - How segments arrive: it implements the transport's [`Inbox`](transport::Inbox) and sees no network. A bucket is an `ObjectStore` to it.
+//! - Any async runtime but to make requests to a bucket on: everything is synchronous, with threads where they help.
 //! - Settings and the command line: callers pass options.
 //!
 //! # Where to begin reading
@@ -15,8 +15,10 @@
 
 mod blocks;
 mod boot;
+mod bucket;
 mod cache;
 mod catalog;
+mod disk_cache;
 mod error;
 mod export;
 mod frames;
@@ -33,13 +35,15 @@ mod verify;
 mod view;
 
 pub use boot::{BootError, BootOptions, BootReport, Console, Monitor, Network, Stopper, Vm};
+pub use bucket::BucketPlace;
 pub use catalog::{GroupSummary, HeartbeatRecord, Point};
+pub use disk_cache::CacheOptions;
 pub use error::StoreError;
 pub use export::{Access, exports_of};
 pub use image::{ImageError, ImageFormat, ImageOptions, Restored, restore_volume};
 pub use program::ProgramError;
 pub use seed::{ImportError, ImportedSeed, SEED_PEER, import_seed};
 pub use select::Selector;
-pub use store::{ReceivedCounters, Store, StoreWriter, WriterOptions};
+pub use store::{Place, ReceivedCounters, Store, StoreWriter, WriterOptions};
 pub use verify::{DamagedSegment, GroupReport, verify_store};
 pub use view::{PointView, ViewOptions, VolumeView, ZeroRun};

@@ -6,7 +6,8 @@ mod folder;
 use std::path::PathBuf;
 
 use journal_format::segment::{FrameEntry, SegmentIndex, SegmentSource};
-use journal_format::{Generation, GroupName, Sequence};
+use journal_format::{Generation, GroupName, Sequence, Timestamp};
+use transport::Heartbeat;
 
 use crate::error::StoreError;
 
@@ -14,10 +15,29 @@ use crate::error::StoreError;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ListedSegment {
     pub(crate) sequence: Sequence,
-    pub(crate) generation: Generation,
+    /// What its name says, if that says one.
+    pub(crate) generation: Option<Generation>,
     /// Number of the claim under which it was put into a bucket; 0 in a folder.
-    pub(crate) claim: u32,
+    pub(crate) claim: u64,
     pub(crate) size_bytes: u64,
+}
+
+/// What is known already of a group's chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KnownChain {
+    /// Its last segment.
+    pub(crate) head: Sequence,
+    /// The newest claim that any of its segments was put under.
+    pub(crate) claim: u64,
+}
+
+/// What a listing shows of a group.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Listing {
+    /// Up to here what was known is the chain, and is not listed.
+    pub(crate) kept: Sequence,
+    /// In order.
+    pub(crate) segments: Vec<ListedSegment>,
 }
 
 /// A frame that is going to be read.
@@ -35,8 +55,9 @@ pub(crate) trait Segments: Send + Sync {
     /// Groups that have segments, in the order of their names.
     fn groups(&self) -> Result<Vec<GroupName>, StoreError>;
 
-    /// Segments that may be in a group's chain, in order.
-    fn list(&self, group: &GroupName) -> Result<Vec<ListedSegment>, StoreError>;
+    /// Segments that may be in a group's chain, in order. Of a chain that is known already, only those behind what still belongs to it may be
+    /// listed.
+    fn list(&self, group: &GroupName, known: Option<KnownChain>) -> Result<Listing, StoreError>;
 
     /// How many listed segments are worth reading with one call.
     fn at_once(&self) -> usize {
@@ -87,4 +108,24 @@ pub(crate) trait Segments: Send + Sync {
 
     /// The group that this one is the seed of, if it is one.
     fn seed_of(&self, group: &GroupName) -> Result<Option<GroupName>, StoreError>;
+
+    /// What a source last said of itself and when that was put, if it is kept beside the segments. A store that is written by a daemon has it in
+    /// its catalog.
+    fn heartbeat(&self, _group: &GroupName) -> Result<Option<(Heartbeat, Timestamp)>, StoreError> {
+        Ok(None)
+    }
+}
+
+/// Whether a segment that was found where another one named it is that one.
+pub(crate) fn same_segment(
+    expected: &SegmentSource,
+    index: &SegmentIndex,
+    place: impl FnOnce() -> PathBuf,
+) -> Result<(), StoreError> {
+    let (expected, actual) = (expected.hash, index.trailer.hash);
+    if expected == actual {
+        Ok(())
+    } else {
+        Err(StoreError::OtherSegment { path: place(), expected, actual })
+    }
 }

@@ -9,12 +9,14 @@ mod listing;
 mod resolve;
 mod writer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use journal_format::GroupName;
 
+use crate::bucket::{BucketPlace, BucketSegments};
 use crate::catalog::{Catalog, GroupSummary, Point, SegmentRow};
+use crate::disk_cache::{CacheOptions, DiskCache};
 use crate::error::StoreError;
 use crate::seed::SEED_PEER;
 use crate::segments::Segments;
@@ -36,24 +38,51 @@ pub struct Store {
     catalog: Mutex<Catalog>,
 }
 
+/// Where segments are.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// The folder that `thirdsite site run` writes to.
+    Folder(PathBuf),
+    /// A bucket that the protected site writes to.
+    Bucket(BucketPlace),
+}
+
 impl Store {
-    /// Opens a store for reading. Without a daemon the catalog is brought up to date first; on a read-only or full file
+    /// Opens a store in a folder for reading. Without a daemon the catalog is brought up to date first; on a read-only or full file
     /// system, or if the catalog cannot be used, one is built in memory from the segments.
     ///
     /// # Errors
     /// If the folder is no store of this version, or its segments cannot be listed and read.
     pub fn open(root: &Path) -> Result<Store, StoreError> {
         let disk = Disk::open(root)?;
-        let catalog = match catalog_on_disk(&disk) {
-            Ok(catalog) => catalog,
-            Err(error) => {
-                tracing::info!(%error, "the catalog on disk cannot be used; building one in memory");
-                let mut catalog = Catalog::in_memory()?;
-                refresh_all(&mut catalog, &disk)?;
-                catalog
-            }
-        };
+        let catalog = in_memory_if_needed(&disk, &|_, _| {}, || catalog_on_disk(&disk))?;
         Ok(Store { segments: Arc::new(disk), catalog: Mutex::new(catalog) })
+    }
+
+    /// Opens a store in a bucket for reading. What is read of it is kept in a folder of this machine; the first time the outlines of all segments
+    /// are read, and `progress` hears how many of a group's were.
+    ///
+    /// # Errors
+    /// If the bucket does not answer or is none of this version, or the cache's folder was named and cannot be used.
+    pub fn open_bucket(
+        place: &BucketPlace,
+        cache: &CacheOptions,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<Store, StoreError> {
+        Self::open_cached(place, &Arc::new(DiskCache::open(cache)?), progress)
+    }
+
+    fn open_cached(
+        place: &BucketPlace,
+        cache: &Arc<DiskCache>,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<Store, StoreError> {
+        let bucket = BucketSegments::open(place, Arc::clone(cache))?;
+        let catalog = in_memory_if_needed(&bucket, progress, || {
+            let folder = cache.store_folder(&bucket.identity())?;
+            cached_catalog(&folder, &bucket, progress)
+        })?;
+        Ok(Store { segments: Arc::new(bucket), catalog: Mutex::new(catalog) })
     }
 
     /// The store, for people: its folder or its URL.
@@ -141,24 +170,61 @@ pub(crate) fn seed_of(disk: &Disk, group: &GroupName) -> Result<Option<GroupName
     Ok(claim.writer().is_some_and(|writer| writer.as_str() == SEED_PEER).then_some(of))
 }
 
+/// Makes a catalog, or builds one in memory if that cannot be used.
+fn in_memory_if_needed(
+    segments: &dyn Segments,
+    progress: &dyn Fn(u64, u64),
+    make: impl FnOnce() -> Result<Catalog, StoreError>,
+) -> Result<Catalog, StoreError> {
+    make().or_else(|error| {
+        // What a catalog in memory needs as well will not be better the second time.
+        if matches!(error, StoreError::Bucket { .. } | StoreError::BucketContent { .. }) {
+            return Err(error);
+        }
+        tracing::info!(%error, "the catalog on disk cannot be used; building one in memory");
+        let mut catalog = Catalog::in_memory()?;
+        refresh_all(&mut catalog, segments, progress)?;
+        Ok(catalog)
+    })
+}
+
 fn catalog_on_disk(disk: &Disk) -> Result<Catalog, StoreError> {
     if let Some(_no_writer) = disk.try_lock(WRITER_LOCK, LockMode::Shared)? {
         let _alone = disk.lock(CATALOG_LOCK)?;
         let mut catalog = Catalog::open_or_rebuild(&disk.catalog_path())?;
-        refresh_all(&mut catalog, disk)?;
+        refresh_all(&mut catalog, disk, &|_, _| {})?;
         Ok(catalog)
     } else {
         Catalog::open_beside_writer(&disk.catalog_path())
     }
 }
 
-fn refresh_all(catalog: &mut Catalog, segments: &dyn Segments) -> Result<(), StoreError> {
+/// The catalog of a store that is elsewhere, in a folder of the cache.
+fn cached_catalog(
+    folder: &Path,
+    segments: &dyn Segments,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Catalog, StoreError> {
+    let _alone = disk::lock_file(&folder.join(CATALOG_LOCK))?;
+    let mut catalog = Catalog::open_or_rebuild(&folder.join("catalog.sqlite"))?;
+    refresh_all(&mut catalog, segments, progress)?;
+    Ok(catalog)
+}
+
+fn refresh_all(
+    catalog: &mut Catalog,
+    segments: &dyn Segments,
+    progress: &dyn Fn(u64, u64),
+) -> Result<(), StoreError> {
     let groups = segments.groups()?;
     for group in &groups {
-        let chain = catalog.refresh(segments, group)?;
+        let chain = catalog.refresh(segments, group, progress)?;
         if let Some(first) = chain.unattached.first() {
             let (files, name) = (chain.unattached.len(), segments.place_listed(group, &first.file));
             tracing::warn!(%group, files, first = %name.display(), why = first.why, "segments are not reached by their chain");
+        }
+        if let Some((heartbeat, at)) = segments.heartbeat(group)? {
+            catalog.put_heartbeat(group, &heartbeat, at)?;
         }
     }
     catalog.keep_only(&groups)

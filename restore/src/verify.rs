@@ -140,7 +140,7 @@ struct Plan {
 impl Plan {
     fn of(store: &Store, group: &GroupName) -> Result<Plan, StoreError> {
         // The files first: what a daemon adds meanwhile is in the chain then, and its file is looked for by name.
-        let files = store.segments().list(group)?;
+        let files = store.segments().list(group, None)?.segments;
         let chain = store.catalog().chain(group, Sequence(i64::MAX as u64))?;
         Ok(Plan { chain, files })
     }
@@ -181,7 +181,7 @@ impl Plan {
     fn stray(&self, store: &Store, group: &GroupName, file: &ListedSegment) -> Option<String> {
         // The first segment of a chain has sequence 1.
         let expected = file.sequence.0.checked_sub(1).and_then(|place| self.chain.get(place as usize));
-        if expected.is_some_and(|row| row.position.generation == file.generation) {
+        if expected.is_some_and(|row| row.is_listed_as(file)) {
             return None;
         }
         let path = store.segments().place_listed(group, file);

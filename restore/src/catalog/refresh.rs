@@ -9,7 +9,7 @@ use rusqlite::{OptionalExtension, params};
 use super::Catalog;
 use super::rows::{SEGMENT_COLUMNS, SegmentRow, drop_behind, insert, segment_from};
 use crate::error::StoreError;
-use crate::segments::{ListedSegment, Segments};
+use crate::segments::{KnownChain, ListedSegment, Segments};
 
 /// Segments that are indexed in one transaction.
 const BATCH_SEGMENTS: usize = 512;
@@ -48,12 +48,19 @@ struct Reading<'a> {
     segments: &'a dyn Segments,
     group: &'a GroupName,
     listed: &'a [ListedSegment],
+    /// Hears how many of the listed ones were read, and how many there are.
+    progress: &'a dyn Fn(u64, u64),
     read: HashMap<ListedSegment, Result<SegmentIndex, StoreError>>,
 }
 
 impl<'a> Reading<'a> {
-    fn new(segments: &'a dyn Segments, group: &'a GroupName, listed: &'a [ListedSegment]) -> Self {
-        Reading { segments, group, listed, read: HashMap::new() }
+    fn new(
+        segments: &'a dyn Segments,
+        group: &'a GroupName,
+        listed: &'a [ListedSegment],
+        progress: &'a dyn Fn(u64, u64),
+    ) -> Self {
+        Reading { segments, group, listed, progress, read: HashMap::new() }
     }
 
     fn index(&mut self, wanted: &ListedSegment) -> Result<SegmentIndex, StoreError> {
@@ -63,21 +70,22 @@ impl<'a> Reading<'a> {
         let from = self.listed.partition_point(|listed| listed < wanted);
         let batch = &self.listed[from..self.listed.len().min(from + self.segments.at_once())];
         let indexes = self.segments.read_listed(self.group, batch);
+        (self.progress)((from + batch.len()) as u64, self.listed.len() as u64);
         self.read = batch.iter().cloned().zip(indexes).collect();
         self.read.remove(wanted).expect("what is wanted was listed")
     }
 }
 
 impl Catalog {
-    /// Adds a segment that has been attached.
+    /// Adds segments that have been attached, each with the number of its claim.
     pub(crate) fn attach<'a>(
         &mut self,
-        indexes: impl IntoIterator<Item = &'a SegmentIndex>,
+        indexes: impl IntoIterator<Item = (&'a SegmentIndex, u64)>,
     ) -> Result<(), StoreError> {
         let path = self.path.clone();
         let run = || {
             let tx = self.connection.transaction()?;
-            indexes.into_iter().try_for_each(|index| insert(&tx, index))?;
+            indexes.into_iter().try_for_each(|(index, claim)| insert(&tx, index, claim))?;
             tx.commit()
         };
         run().map_err(|source| StoreError::Catalog { path, source })
@@ -89,19 +97,37 @@ impl Catalog {
         &mut self,
         segments: &dyn Segments,
         group: &GroupName,
+        progress: &dyn Fn(u64, u64),
     ) -> Result<Chain, StoreError> {
-        let files = segments.list(group)?;
-        self.refresh_from(&mut Reading::new(segments, group, &files), &files)
+        let listing = segments.list(group, self.known_chain(group)?)?;
+        let kept = self.segment(group, listing.kept)?.map(|row| row.position);
+        self.refresh_from(&mut Reading::new(segments, group, &listing.segments, progress), kept)
+    }
+
+    /// What the catalog has of a group's chain.
+    fn known_chain(&self, group: &GroupName) -> Result<Option<KnownChain>, StoreError> {
+        let sql = "SELECT max(sequence), max(claim) FROM segments WHERE group_name = ?";
+        let read =
+            |row: &rusqlite::Row<'_>| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<i64>>(1)?));
+        let mut statement = self.connection.prepare_cached(sql).map_err(|source| self.failed(source))?;
+        let found =
+            statement.query_row(params![group.as_str()], read).map_err(|source| self.failed(source))?;
+        Ok(match found {
+            (Some(head), Some(claim)) => {
+                Some(KnownChain { head: Sequence(head as u64), claim: claim as u64 })
+            }
+            _ => None,
+        })
     }
 
     fn refresh_from(
         &mut self,
         reading: &mut Reading<'_>,
-        files: &[ListedSegment],
+        kept: Option<Position>,
     ) -> Result<Chain, StoreError> {
-        let group = reading.group;
-        let mut chain = Chain::default();
-        let mut batch: Vec<SegmentIndex> = Vec::new();
+        let (group, files) = (reading.group, reading.listed);
+        let mut chain = Chain { head: kept, ..Chain::default() };
+        let mut batch: Vec<(SegmentIndex, u64)> = Vec::new();
         let mut rest = files;
         loop {
             let sequence = chain.head.map_or(Sequence(1), |head| head.sequence.next());
@@ -116,8 +142,9 @@ impl Catalog {
             else {
                 break;
             };
-            let (file, others): (Vec<_>, Vec<_>) =
-                rest[..candidates].iter().partition(|file| file.generation == position.generation);
+            let (file, others): (Vec<_>, Vec<_>) = rest[..candidates]
+                .iter()
+                .partition(|file| file.generation.is_none_or(|generation| generation == position.generation));
             debug_assert!(!file.is_empty());
             chain.unattached.extend(others.into_iter().map(|file| Unattached {
                 file: file.clone(),
@@ -153,14 +180,14 @@ impl Catalog {
         reading: &mut Reading<'_>,
         head: &Option<Position>,
         candidates: &[ListedSegment],
-        batch: &mut Vec<SegmentIndex>,
+        batch: &mut Vec<(SegmentIndex, u64)>,
     ) -> Result<Option<Position>, StoreError> {
         for file in candidates {
             match self.link(reading, head, file)? {
                 Link::Known(row) => return Ok(Some(row.position)),
                 Link::New(index) => {
                     let position = index.position();
-                    batch.push(*index);
+                    batch.push((*index, file.claim));
                     return Ok(Some(position));
                 }
                 Link::Broken(_) => {}
@@ -177,11 +204,8 @@ impl Catalog {
     ) -> Result<Link, StoreError> {
         let group = reading.group;
         let parent = head.map_or(Hash::ZERO, |head| head.hash);
-        let row = self.segment(group, file.sequence)?.filter(|row| {
-            row.position.generation == file.generation
-                && row.size_bytes == file.size_bytes
-                && row.parent == parent
-        });
+        let row =
+            self.segment(group, file.sequence)?.filter(|row| row.is_listed_as(file) && row.parent == parent);
         if let Some(row) = row {
             return Ok(Link::Known(row));
         }
@@ -196,7 +220,9 @@ impl Catalog {
         let position = index.position();
         Ok(if index.header.group != *group {
             Link::Broken(format!("it belongs to group '{}'", index.header.group))
-        } else if (position.sequence, position.generation) != (file.sequence, file.generation) {
+        } else if position.sequence != file.sequence
+            || file.generation.is_some_and(|generation| generation != position.generation)
+        {
             Link::Broken("its name is not that of its position".to_owned())
         } else if index.header.parent != parent
             || head.is_some_and(|head| head.generation > position.generation)
@@ -222,8 +248,8 @@ impl Catalog {
         Ok(format!("segment {next} before it is missing or damaged"))
     }
 
-    fn add_batch(&mut self, batch: &mut Vec<SegmentIndex>) -> Result<u64, StoreError> {
-        self.attach(batch.iter())?;
+    fn add_batch(&mut self, batch: &mut Vec<(SegmentIndex, u64)>) -> Result<u64, StoreError> {
+        self.attach(batch.iter().map(|(index, claim)| (index, *claim)))?;
         let added = batch.len() as u64;
         batch.clear();
         Ok(added)

@@ -7,6 +7,7 @@ use rusqlite::{Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 use super::{HeartbeatRecord, Point};
+use crate::segments::ListedSegment;
 
 /// A segment of an attached chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,9 +15,19 @@ pub(crate) struct SegmentRow {
     pub(crate) position: Position,
     pub(crate) parent: Hash,
     pub(crate) size_bytes: u64,
+    /// Number of the claim under which it was put into a bucket; 0 in a folder.
+    pub(crate) claim: u64,
 }
 
 impl SegmentRow {
+    /// Whether it is what a listing shows.
+    pub(crate) fn is_listed_as(&self, listed: &ListedSegment) -> bool {
+        let same_generation =
+            listed.generation.is_none_or(|generation| generation == self.position.generation);
+        let same_place = (self.position.sequence, self.claim) == (listed.sequence, listed.claim);
+        same_place && same_generation && self.size_bytes == listed.size_bytes
+    }
+
     /// The segment, as others refer to it.
     pub(crate) fn source(&self, group: &GroupName) -> SegmentSource {
         let Position { generation, sequence, hash, .. } = self.position;
@@ -31,7 +42,7 @@ struct VolumeColumn {
     size_bytes: u64,
 }
 
-pub(super) const SEGMENT_COLUMNS: &str = "sequence, generation, last_epoch, hash, parent, size_bytes";
+pub(super) const SEGMENT_COLUMNS: &str = "sequence, generation, last_epoch, hash, parent, size_bytes, claim";
 pub(super) const POINT_COLUMNS: &str = "group_name, sequence, generation, epoch, time, kind, bookmark, definition, written_bytes, stored_bytes, volumes";
 pub(super) const HEARTBEAT_COLUMNS: &str =
     "source_time, cut_epoch, cut_time, backlog_bytes, backlog_segments, state, received_at";
@@ -43,7 +54,8 @@ pub(super) fn segment_from(row: &Row<'_>) -> rusqlite::Result<SegmentRow> {
         epoch: Epoch(number(row, 2)?),
         hash: Hash(row.get(3)?),
     };
-    Ok(SegmentRow { position, parent: Hash(row.get(4)?), size_bytes: number(row, 5)? })
+    let (parent, size_bytes, claim) = (Hash(row.get(4)?), number(row, 5)?, number(row, 6)?);
+    Ok(SegmentRow { position, parent, size_bytes, claim })
 }
 
 pub(super) fn point_from(row: &Row<'_>) -> rusqlite::Result<Point> {
@@ -101,7 +113,7 @@ fn invalid(column: usize, reason: String) -> rusqlite::Error {
 }
 
 /// Adds what a segment says, which is the newest of its chain.
-pub(super) fn insert(tx: &Transaction<'_>, index: &SegmentIndex) -> rusqlite::Result<()> {
+pub(super) fn insert(tx: &Transaction<'_>, index: &SegmentIndex, claim: u64) -> rusqlite::Result<()> {
     let (group, position) = (index.header.group.as_str(), index.position());
     let sequence = position.sequence.0 as i64;
     // Another segment may have had this place before.
@@ -111,7 +123,8 @@ pub(super) fn insert(tx: &Transaction<'_>, index: &SegmentIndex) -> rusqlite::Re
     }
     tx.prepare_cached(
         "INSERT OR REPLACE INTO segments
-         (group_name, sequence, generation, last_epoch, hash, parent, size_bytes) VALUES (?, ?, ?, ?, ?, ?, ?)",
+         (group_name, sequence, generation, last_epoch, hash, parent, size_bytes, claim)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )?
     .execute(params![
         group,
@@ -121,6 +134,7 @@ pub(super) fn insert(tx: &Transaction<'_>, index: &SegmentIndex) -> rusqlite::Re
         position.hash.0,
         index.header.parent.0,
         index.trailer.file_bytes as i64,
+        claim as i64,
     ])?;
     if let Some(definition) = &index.meta.definition {
         insert_definition(tx, group, sequence, definition)?;

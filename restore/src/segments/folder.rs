@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use journal_format::GroupName;
 use journal_format::segment::{SegmentIndex, SegmentSource};
+use journal_format::{Generation, GroupName, Sequence};
 
-use super::{ListedSegment, Segments, WantedFrame};
+use super::{KnownChain, ListedSegment, Listing, Segments, WantedFrame, same_segment};
 use crate::error::StoreError;
 use crate::segment_file;
 use crate::store::disk::Disk;
@@ -20,8 +20,8 @@ impl Segments for Disk {
         Disk::groups(self)
     }
 
-    fn list(&self, group: &GroupName) -> Result<Vec<ListedSegment>, StoreError> {
-        Disk::list(self, group)
+    fn list(&self, group: &GroupName, _known: Option<KnownChain>) -> Result<Listing, StoreError> {
+        Ok(Listing { kept: Sequence(0), segments: Disk::list(self, group)? })
     }
 
     fn read_listed(
@@ -35,7 +35,7 @@ impl Segments for Disk {
     fn index(&self, segment: &SegmentSource) -> Result<SegmentIndex, StoreError> {
         let path = self.place(segment);
         let index = segment_file::read_index(&path)?;
-        same_segment(segment, &index, path)?;
+        same_segment(segment, &index, || path)?;
         Ok(index)
     }
 
@@ -50,7 +50,7 @@ impl Segments for Disk {
     fn verify_named(&self, segment: &SegmentSource) -> Result<SegmentIndex, StoreError> {
         let path = self.place(segment);
         let (index, _) = segment_file::verify(&path)?;
-        same_segment(segment, &index, path)?;
+        same_segment(segment, &index, || path)?;
         Ok(index)
     }
 
@@ -59,20 +59,10 @@ impl Segments for Disk {
     }
 
     fn place_listed(&self, group: &GroupName, listed: &ListedSegment) -> PathBuf {
-        self.segment_path(group, listed.generation, listed.sequence)
+        self.segment_path(group, listed.generation.unwrap_or(Generation(0)), listed.sequence)
     }
 
     fn seed_of(&self, group: &GroupName) -> Result<Option<GroupName>, StoreError> {
         seed_of(self, group)
     }
-}
-
-/// Whether a segment that was found where another one named it is that one.
-pub(super) fn same_segment(
-    expected: &SegmentSource,
-    index: &SegmentIndex,
-    path: PathBuf,
-) -> Result<(), StoreError> {
-    let (expected, actual) = (expected.hash, index.trailer.hash);
-    if expected == actual { Ok(()) } else { Err(StoreError::OtherSegment { path, expected, actual }) }
 }

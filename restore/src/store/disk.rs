@@ -119,19 +119,11 @@ impl Disk {
 
     /// Takes a lock, and waits for it.
     pub(crate) fn lock(&self, name: &str) -> Result<File, StoreError> {
-        let path = self.root.join(name);
-        self.flock(name, FlockOperation::LockExclusive)?.ok_or(StoreError::Locked { path })
+        lock_file(&self.root.join(name))
     }
 
     fn flock(&self, name: &str, operation: FlockOperation) -> Result<Option<File>, StoreError> {
-        let path = self.root.join(name);
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-        let file = file.map_err(io_error("open", &path))?;
-        match flock(&file, operation) {
-            Ok(()) => Ok(Some(file)),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(io_error("lock", &path)(error.into())),
-        }
+        flock_file(&self.root.join(name), operation)
     }
 
     /// Groups that have a folder, in the order of their names.
@@ -179,7 +171,7 @@ impl Disk {
             let Some((generation, sequence)) = parse_segment_name(&name) else { continue };
             let path = folder.join(&name);
             let size_bytes = fs::metadata(&path).map_err(io_error("look at", &path))?.len();
-            listed.push(ListedSegment { sequence, generation, claim: 0, size_bytes });
+            listed.push(ListedSegment { sequence, generation: Some(generation), claim: 0, size_bytes });
         }
         listed.sort();
         Ok(listed)
@@ -269,7 +261,7 @@ impl Disk {
     pub(crate) fn detach(&self, group: &GroupName, segment: &ListedSegment) -> Result<PathBuf, StoreError> {
         let folder = self.group_folder(group, "detached");
         fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
-        let name = segment_name(segment.generation, segment.sequence);
+        let name = segment_name(segment.generation.unwrap_or(Generation(0)), segment.sequence);
         let from = self.segments_folder(group).join(&name);
         let mut to = folder.join(&name);
         let mut number = 1;
@@ -290,6 +282,21 @@ impl Disk {
             bytes += self.list(&group)?.iter().map(|segment| segment.size_bytes).sum::<u64>();
         }
         Ok(bytes)
+    }
+}
+
+/// Locks a file, and waits for it; the lock ends with what is answered.
+pub(crate) fn lock_file(path: &Path) -> Result<File, StoreError> {
+    flock_file(path, FlockOperation::LockExclusive)?.ok_or(StoreError::Locked { path: path.to_owned() })
+}
+
+fn flock_file(path: &Path, operation: FlockOperation) -> Result<Option<File>, StoreError> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+    let file = file.map_err(io_error("open", path))?;
+    match flock(&file, operation) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(io_error("lock", path)(error.into())),
     }
 }
 

@@ -246,9 +246,9 @@ impl Shared {
     pub(super) fn catalog_attached(&self, group: &Group, state: &mut GroupState, indexes: &[SegmentIndex]) {
         let mut catalog = self.catalog();
         let told = if state.catalog_behind {
-            catalog.refresh(&self.disk, &group.name).map(drop)
+            catalog.refresh(&self.disk, &group.name, &|_, _| {}).map(drop)
         } else {
-            catalog.attach(indexes)
+            catalog.attach(indexes.iter().map(|index| (index, 0)))
         };
         state.catalog_behind = told.is_err();
         if let Err(error) = told {
@@ -333,7 +333,7 @@ fn take_lock(disk: &Disk) -> Result<File, StoreError> {
 /// Brings a group up to date and answers its head.
 fn open_group(disk: &Disk, catalog: &mut Catalog, group: &GroupName) -> Result<Option<Position>, StoreError> {
     disk.prepare_group(group)?;
-    let chain = catalog.refresh(disk, group)?;
+    let chain = catalog.refresh(disk, group, &|_, _| {})?;
     for segment in &chain.unattached {
         let path = disk.detach(group, &segment.file)?;
         tracing::error!(%group, why = segment.why, path = %path.display(), "a segment is not reached by its chain and was set aside");

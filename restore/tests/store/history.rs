@@ -75,6 +75,21 @@ impl History {
         }
     }
 
+    /// Goes on behind the first point of another history that needs at least so many segments. Answers how many those are.
+    pub(crate) fn continue_from(&mut self, other: &History, at_least: usize) -> usize {
+        let epoch_of = |number: usize| other.segments.get(number).map(|segment| segment.position.epoch);
+        let ends_epoch = |&number: &usize| epoch_of(number) != epoch_of(number - 1);
+        let segments = (at_least..).find(ends_epoch).unwrap();
+        self.segments = other.segments[..segments].to_vec();
+        let epoch = self.segments.last().unwrap().position.epoch;
+        self.epoch = other.segments.last().unwrap().position.epoch.0;
+        self.points = other.points.iter().filter(|(id, _)| id.epoch <= epoch).cloned().collect();
+        for (volume, bytes) in self.volumes.iter_mut().zip(&self.points.last().unwrap().1) {
+            volume.1.clone_from(bytes);
+        }
+        segments
+    }
+
     /// A history with so many points, each completed by one segment or two.
     pub(crate) fn with_points(seed: u64, points: usize) -> Self {
         let mut history = History::new(seed);

@@ -1,6 +1,8 @@
 //! The store, views, exports, images and boots against real files, sockets and tools.
 
 mod boot;
+mod bucket;
+mod buckets;
 mod claims;
 mod exports;
 mod history;

@@ -18,13 +18,13 @@ const BLOCK: usize = 4096;
 const VOLUME_BYTES: u64 = 1 << 20;
 
 /// A chain of segments, each a point.
-struct Chain {
-    group: GroupName,
-    segments: Vec<SealedSegment>,
+pub(crate) struct Chain {
+    pub(crate) group: GroupName,
+    pub(crate) segments: Vec<SealedSegment>,
 }
 
 /// What a segment carries at the beginning of its volume.
-enum Carried {
+pub(crate) enum Carried {
     /// Blocks, whole.
     Whole(Vec<u8>),
     /// So many blocks of sources, with their combined hash.
@@ -33,25 +33,25 @@ enum Carried {
     Different(SegmentSource, u32, u32, Vec<u8>, Vec<u8>),
 }
 
-fn noise(seed: u8, blocks: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u8, blocks: usize) -> Vec<u8> {
     (0..blocks * BLOCK / 32)
         .flat_map(|number| Hash::of(&[&[seed][..], &number.to_le_bytes()].concat()).0)
         .collect()
 }
 
 impl Chain {
-    fn new(group: &str) -> Chain {
+    pub(crate) fn new(group: &str) -> Chain {
         Chain { group: group.parse().unwrap(), segments: Vec::new() }
     }
 
     /// The segment number `number`, as others refer to it.
-    fn source(&self, number: usize) -> SegmentSource {
+    pub(crate) fn source(&self, number: usize) -> SegmentSource {
         let position = self.segments[number].position;
         let (generation, sequence, hash) = (position.generation, position.sequence, position.hash);
         SegmentSource { group: self.group.clone(), generation, sequence, hash }
     }
 
-    fn seal(&mut self, carried: Carried) {
+    pub(crate) fn seal(&mut self, carried: Carried) {
         let (mut writer, mut encoder) = (SegmentWriter::new(), FrameEncoder::new(1));
         match carried {
             Carried::Whole(mut bytes) => {
@@ -140,7 +140,7 @@ fn writer_of(folder: &Path, groups: &[&str]) -> StoreWriter {
     writer
 }
 
-fn hash_of(bytes: &[u8]) -> Hash {
+pub(crate) fn hash_of(bytes: &[u8]) -> Hash {
     combined_hash(&block_hashes(bytes))
 }
 
