@@ -72,6 +72,14 @@ pub enum StoreError {
         #[source]
         source: Box<RoadError>,
     },
+    /// So many stores cannot be read as one.
+    #[error("{count} stores were named; 1 to {limit} are read as one")]
+    TooMany {
+        /// Number of stores.
+        count: usize,
+        /// Largest number.
+        limit: usize,
+    },
     /// SQLite refuses.
     #[error("the catalog {path} cannot be used")]
     Catalog {
@@ -251,6 +259,7 @@ impl StoreError {
             StoreError::Locked { .. }
             | StoreError::NotAStore { .. }
             | StoreError::NotABucket { .. }
+            | StoreError::TooMany { .. }
             | StoreError::Version { .. }
             | StoreError::UnknownGroup { .. }
             | StoreError::NoPoints { .. }
@@ -274,6 +283,7 @@ impl StoreError {
             StoreError::NotABucket { .. } => {
                 "give the URL that the protected site writes to (its settings name it); it makes store.json when it first connects"
             }
+            StoreError::TooMany { .. } => "name fewer stores",
             StoreError::Bucket { source, .. } => bucket_hint(source),
             StoreError::BucketContent { source, .. } => source.hint(),
             StoreError::Version { .. } => {

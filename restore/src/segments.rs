@@ -6,9 +6,10 @@ mod folder;
 use std::path::PathBuf;
 
 use journal_format::segment::{FrameEntry, SegmentIndex, SegmentSource};
-use journal_format::{Generation, GroupName, Sequence, Timestamp};
+use journal_format::{Generation, GroupName, Hash, Sequence, Timestamp};
 use transport::Heartbeat;
 
+use crate::catalog::SegmentRow;
 use crate::error::StoreError;
 
 /// A segment as a listing shows it.
@@ -20,6 +21,20 @@ pub(crate) struct ListedSegment {
     /// Number of the claim under which it was put into a bucket; 0 in a folder.
     pub(crate) claim: u64,
     pub(crate) size_bytes: u64,
+    /// Its hash, if that is known without reading it.
+    pub(crate) hash: Option<Hash>,
+}
+
+impl ListedSegment {
+    /// The segment, as others refer to it, if its hash is known.
+    pub(crate) fn source(&self, group: &GroupName) -> SegmentSource {
+        SegmentSource {
+            group: group.clone(),
+            generation: self.generation.unwrap_or(Generation(0)),
+            sequence: self.sequence,
+            hash: self.hash.unwrap_or(Hash::ZERO),
+        }
+    }
 }
 
 /// What is known already of a group's chain.
@@ -29,6 +44,14 @@ pub(crate) struct KnownChain {
     pub(crate) head: Sequence,
     /// The newest claim that any of its segments was put under.
     pub(crate) claim: u64,
+}
+
+impl KnownChain {
+    /// Of a chain's segments, oldest first; nothing if there are none.
+    pub(crate) fn of(rows: &[SegmentRow]) -> Option<KnownChain> {
+        let head = rows.last()?.position.sequence;
+        Some(KnownChain { head, claim: rows.iter().map(|row| row.claim).max().unwrap_or_default() })
+    }
 }
 
 /// What a listing shows of a group.

@@ -7,12 +7,13 @@ pub(crate) mod disk;
 mod inbox;
 mod listing;
 mod resolve;
+mod union;
 mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use journal_format::GroupName;
+use journal_format::{GroupName, Hash};
 
 use crate::bucket::{BucketPlace, BucketSegments};
 use crate::catalog::{Catalog, GroupSummary, Point, SegmentRow};
@@ -24,6 +25,7 @@ use crate::select::{Selector, select};
 use crate::view::{PointView, ViewOptions};
 use claim::Claim;
 use disk::{Disk, LockMode};
+use union::Union;
 
 pub use writer::{ReceivedCounters, StoreWriter, WriterOptions};
 
@@ -37,6 +39,9 @@ pub struct Store {
     segments: Arc<dyn Segments>,
     catalog: Mutex<Catalog>,
 }
+
+/// Stores that are read as one at most.
+const STORES_MAX: usize = 16;
 
 /// Where segments are.
 #[derive(Clone, Debug)]
@@ -70,6 +75,45 @@ impl Store {
         progress: &dyn Fn(u64, u64),
     ) -> Result<Store, StoreError> {
         Self::open_cached(place, &Arc::new(DiskCache::open(cache)?), progress)
+    }
+
+    /// Opens one store, or several as one: the chain of each group is the longest that all of them together have, and a segment that one lacks, or
+    /// has damaged, is read from another.
+    ///
+    /// # Errors
+    /// If there is none or one of them cannot be opened.
+    pub fn open_places(
+        places: &[Place],
+        cache: &CacheOptions,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<Store, StoreError> {
+        match places {
+            [Place::Folder(folder)] => Store::open(folder),
+            [Place::Bucket(place)] => Store::open_bucket(place, cache, progress),
+            places => Store::open_union(places, cache, progress),
+        }
+    }
+
+    fn open_union(
+        places: &[Place],
+        cache: &CacheOptions,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<Store, StoreError> {
+        if places.is_empty() || places.len() > STORES_MAX {
+            return Err(StoreError::TooMany { count: places.len(), limit: STORES_MAX });
+        }
+        let cache = Arc::new(DiskCache::open(cache)?);
+        let open = |place: &Place| match place {
+            Place::Folder(folder) => Store::open(folder),
+            Place::Bucket(place) => Store::open_cached(place, &cache, progress),
+        };
+        let members = places.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let union = Union::new(members);
+        let catalog = in_memory_if_needed(&union, &|_, _| {}, || {
+            let folder = cache.store_folder(&Hash::of(union.location().as_bytes()))?;
+            cached_catalog(&folder, &union, &|_, _| {})
+        })?;
+        Ok(Store { segments: Arc::new(union), catalog: Mutex::new(catalog) })
     }
 
     fn open_cached(

@@ -45,11 +45,13 @@ impl BucketSegments {
             kept.map_or(known.head, |kept| kept.min(known.head))
         });
         let keys = self.keys.group(group);
-        let Some(behind) = Listed::default().list_behind(&claims, kept) else {
+        if claims.newest_start().is_none() {
             return Ok(Listing { kept, segments: Vec::new() });
-        };
-        let (objects, folder, offset) = (self.objects.clone(), keys.segments(), keys.segment(behind));
-        let listed = self.objects.perform(async move { objects.list(&folder, Some(&offset)).await });
+        }
+        // A first start that goes on behind what another store has leaves the beginning of the chain to nobody.
+        let behind = Listed::default().list_behind(&claims, kept).map(|behind| keys.segment(behind));
+        let (objects, folder) = (self.objects.clone(), keys.segments());
+        let listed = self.objects.perform(async move { objects.list(&folder, behind.as_ref()).await });
         let listed = self.request("list", &keys.segments(), listed)?;
         let named = listed.iter().filter_map(|meta| Some((keys.segment_name(&meta.location)?, meta.size)));
         let mut found: Vec<(SegmentName, u64)> =
@@ -84,7 +86,7 @@ impl BucketSegments {
 }
 
 fn listed_segment((name, size_bytes): (SegmentName, u64)) -> ListedSegment {
-    ListedSegment { sequence: name.sequence, generation: None, claim: name.claim.0, size_bytes }
+    ListedSegment { sequence: name.sequence, generation: None, claim: name.claim.0, size_bytes, hash: None }
 }
 
 /// Reads all claims from a number on: those that a listing shows at once, and then one by one until there is none.

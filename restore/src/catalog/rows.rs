@@ -25,7 +25,8 @@ impl SegmentRow {
         let same_generation =
             listed.generation.is_none_or(|generation| generation == self.position.generation);
         let same_place = (self.position.sequence, self.claim) == (listed.sequence, listed.claim);
-        same_place && same_generation && self.size_bytes == listed.size_bytes
+        let same_hash = listed.hash.is_none_or(|hash| hash == self.position.hash);
+        same_place && same_generation && same_hash && self.size_bytes == listed.size_bytes
     }
 
     /// The segment, as others refer to it.

@@ -171,7 +171,13 @@ impl Disk {
             let Some((generation, sequence)) = parse_segment_name(&name) else { continue };
             let path = folder.join(&name);
             let size_bytes = fs::metadata(&path).map_err(io_error("look at", &path))?.len();
-            listed.push(ListedSegment { sequence, generation: Some(generation), claim: 0, size_bytes });
+            listed.push(ListedSegment {
+                sequence,
+                generation: Some(generation),
+                claim: 0,
+                size_bytes,
+                hash: None,
+            });
         }
         listed.sort();
         Ok(listed)

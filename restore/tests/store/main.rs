@@ -10,4 +10,5 @@ mod images;
 mod ingest;
 mod opening;
 mod references;
+mod unions;
 mod views;
