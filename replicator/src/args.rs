@@ -2,9 +2,12 @@
 
 mod wan_lab;
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use chrono::{DateTime, FixedOffset};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use journal_format::{BookmarkName, GroupName, PointId, VolumeName};
@@ -47,16 +50,20 @@ pub(crate) enum Command {
     /// Bring a group's first copy to the recovery site on a disk
     #[command(subcommand)]
     Seed(SeedCommand),
-    /// What the daemons know of their groups: state, lag, backlog, actual RPO, last point
+    /// What the daemons, or a store, know of their groups: state, lag, backlog, actual RPO, last point
+    #[command(after_help = STATUS_EXAMPLES)]
     Status(StatusArgs),
     /// Recovery points of a store
     #[command(subcommand)]
     Point(PointCommand),
     /// Serve the volumes of a point over NBD, each under its own name
+    #[command(after_help = EXPORT_EXAMPLES)]
     Export(ExportArgs),
     /// Write a volume of a point to a file or device
+    #[command(after_help = RESTORE_EXAMPLES)]
     Restore(RestoreArgs),
     /// Start a VM of a point, on overlays, its network isolated; ends with the VM, Ctrl-C or SIGTERM
+    #[command(after_help = BOOT_EXAMPLES)]
     Boot(BootArgs),
     /// Read and re-hash everything in a store
     Verify(VerifyArgs),
@@ -128,6 +135,22 @@ const SEED_IMPORT_EXAMPLES: &str = "Examples:
   thirdsite seed import --store /srv/thirdsite /mnt/disk/demo-seed
 
 The recovery site's daemon must not run meanwhile. Interrupted, it goes on where it was when it is run again.";
+
+const STATUS_EXAMPLES: &str = "Examples:
+  thirdsite status                                    # the daemons of this host
+  thirdsite status --store s3://dr-bucket/site-a      # from any machine that has the keys";
+
+const EXPORT_EXAMPLES: &str = "Examples:
+  thirdsite export demo --latest --store /srv/thirdsite --listen unix:/run/demo.sock
+  thirdsite export demo --at 2026-11-23T10:00:00Z --store s3://dr-bucket/site-a --listen 127.0.0.1:10809";
+
+const RESTORE_EXAMPLES: &str = "Examples:
+  thirdsite restore demo --latest --store s3://dr-bucket/site-a --volume root --output root.raw
+  thirdsite restore demo --latest --store /srv/thirdsite --store s3://dr-bucket/site-a --volume root --output root.raw";
+
+const BOOT_EXAMPLES: &str = "Examples:
+  thirdsite boot demo --latest --store s3://dr-bucket/site-a
+  thirdsite boot demo --latest --store /srv/thirdsite --check --json";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SeedCommand {
@@ -321,8 +344,13 @@ pub(crate) struct CutArgs {
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
     /// Control socket of a daemon; repeat for several [default: both daemons' sockets in /run/thirdsite]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "store")]
     pub(crate) control: Vec<PathBuf>,
+    /// Look into this store instead, without a daemon: a folder, s3://BUCKET/PREFIX or file:///FOLDER; repeat to read several as one
+    #[arg(long, value_name = "DIR|URL")]
+    pub(crate) store: Vec<Location>,
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -345,11 +373,59 @@ pub(crate) enum PointCommand {
     },
 }
 
+/// Where a store is: the folder of a recovery site's daemon, or a bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Location {
+    /// A folder that `site run` writes to.
+    Folder(PathBuf),
+    /// `s3://BUCKET/PREFIX`, or `file:///FOLDER` for a bucket in a folder.
+    Bucket(String),
+}
+
+impl FromStr for Location {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once("://") {
+            None if text.is_empty() => Err("it is empty".to_owned()),
+            None => Ok(Location::Folder(text.into())),
+            Some(("s3" | "file", rest)) if !rest.is_empty() => Ok(Location::Bucket(text.to_owned())),
+            Some(_) => Err("a folder, s3://BUCKET/PREFIX or file:///FOLDER is wanted".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Location::Folder(folder) => folder.display().fmt(f),
+            Location::Bucket(url) => f.write_str(url),
+        }
+    }
+}
+
+/// The stores that are read, as one.
 #[derive(Debug, Args)]
 pub(crate) struct StoreArg {
-    /// Folder of the store
-    #[arg(long, value_name = "STORE")]
-    pub(crate) store: PathBuf,
+    /// Folder of a store, s3://BUCKET/PREFIX, or file:///FOLDER for a bucket in a folder; repeat to read several as one
+    #[arg(long, value_name = "DIR|URL", required = true)]
+    pub(crate) store: Vec<Location>,
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+}
+
+/// How buckets are read.
+#[derive(Debug, Args)]
+pub(crate) struct BucketArgs {
+    /// Folder that keeps what was read of buckets [default: $XDG_CACHE_HOME/thirdsite, or a temporary folder]
+    #[arg(long, value_name = "DIR", help_heading = "Buckets")]
+    pub(crate) cache: Option<PathBuf>,
+    /// How much of it is kept
+    #[arg(long, value_name = "SIZE", default_value = "10GiB", help_heading = "Buckets")]
+    pub(crate) cache_size: ByteSize,
+    /// How long a bucket that does not answer is waited for; guests and exports wait meanwhile
+    #[arg(long, default_value = "10min", value_parser = humantime::parse_duration, value_name = "DURATION", help_heading = "Buckets")]
+    pub(crate) patience: Duration,
 }
 
 /// Which point.

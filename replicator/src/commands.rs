@@ -3,11 +3,13 @@
 mod boot;
 mod daemon;
 mod pair;
+mod place;
 mod point;
 mod recover;
 mod reload;
 mod resync;
 mod seed;
+mod store_status;
 mod tap;
 mod verify;
 mod wan_lab;

@@ -73,7 +73,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Seed(SeedCommand::Import(args)) => commands::import_seed(&args),
         Command::Status(args) => commands::status(&args),
         Command::Point(PointCommand::List { group, store, last, json }) => {
-            commands::list_points(&group, &store.store, last, json)
+            commands::list_points(&group, &store, last, json)
         }
         Command::Export(args) => runtime()?.block_on(commands::export(&args)),
         Command::Restore(args) => commands::restore(&args),

@@ -41,11 +41,19 @@ pub(crate) fn print_table(header: &[&str], rows: &[Vec<String>]) {
     }
 }
 
+/// A progress bar in segments on a terminal, nothing in a pipe. Call the closure with (done, total).
+pub(crate) fn progress_of_segments(what: &'static str) -> impl Fn(u64, u64) + Send + Sync {
+    let template = "{msg} {wide_bar} {pos} of {len} segments, {per_sec}, {eta} left";
+    bar(what, template)
+}
+
 /// A progress bar in bytes on a terminal, nothing in a pipe. Call the closure with (done, total).
 pub(crate) fn progress(what: &'static str) -> impl Fn(u64, u64) + Send + Sync {
+    bar(what, "{msg} {wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left")
+}
+
+fn bar(what: &'static str, template: &str) -> impl Fn(u64, u64) + Send + Sync + use<> {
     let bar = if stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    let template =
-        "{msg} {wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::store_status::store_status;
 use crate::args::{CutArgs, StatusArgs};
 use crate::control::{ControlRequest, ask};
 use crate::failure::Failure;
@@ -38,11 +39,14 @@ pub(crate) fn cut(args: &CutArgs) -> anyhow::Result<()> {
 }
 
 pub(crate) fn status(args: &StatusArgs) -> anyhow::Result<()> {
+    if !args.store.is_empty() {
+        return store_status(args);
+    }
     let named = !args.control.is_empty();
     let defaults = || DEFAULT_CONTROLS.iter().map(PathBuf::from).filter(|path| path.exists()).collect();
     let controls: Vec<PathBuf> = if named { args.control.clone() } else { defaults() };
     if controls.is_empty() {
-        let hint = "start a daemon, or name its control socket with --control";
+        let hint = "start a daemon, name its control socket with --control, or a store with --store";
         return Err(Failure::unreachable("no daemon runs on this host", hint).into());
     }
     for control in &controls {

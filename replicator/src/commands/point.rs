@@ -1,19 +1,13 @@
 //! `thirdsite point` and `thirdsite verify`: what is in a store, and whether it is whole.
 
-use std::path::Path;
-
 use journal_format::GroupName;
 use restore::{Point, Selector, Store};
 use serde_json::{Value, json};
 
-use crate::args::PointArg;
+use super::place::open_store;
+use crate::args::{PointArg, StoreArg};
 use crate::failure::{Failure, store_failure};
 use crate::output::{print_json, print_table, rfc3339, size};
-
-/// Opens a store for reading.
-pub(super) fn open_store(path: &Path) -> Result<Store, Failure> {
-    Store::open(path).map_err(|error| store_failure(&error))
-}
 
 /// Chooses a point of a group.
 pub(super) fn select(store: &Store, group: &GroupName, arg: &PointArg) -> Result<Point, Failure> {
@@ -30,7 +24,7 @@ pub(super) fn select(store: &Store, group: &GroupName, arg: &PointArg) -> Result
 
 pub(crate) fn list_points(
     group: &GroupName,
-    store: &Path,
+    store: &StoreArg,
     last: Option<usize>,
     as_json: bool,
 ) -> anyhow::Result<()> {

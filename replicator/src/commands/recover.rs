@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
-use super::point::{open_store, select};
+use super::place::open_store;
+use super::point::select;
 use crate::args::{ExportArgs, ImageFormat, PointArg, RestoreArgs, StoreArg};
 use crate::failure::{Failure, exit, store_failure, with_causes};
 use crate::output::{print_json, progress, rfc3339, size};
@@ -23,7 +24,7 @@ pub(super) fn open_point(
     point: &PointArg,
     store: &StoreArg,
 ) -> Result<Arc<PointView>, Failure> {
-    let store = open_store(&store.store)?;
+    let store = open_store(store)?;
     let point = select(&store, group, point)?;
     let view = store.open_point(&point, &ViewOptions::default()).map_err(|error| store_failure(&error))?;
     info!(

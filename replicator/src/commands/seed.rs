@@ -7,10 +7,9 @@ use std::time::Instant;
 use journal::{FileLeg, JournalError, SeedLeg, SeedSettings, SystemClock};
 use journal_format::GroupName;
 use journal_format::segment::BuildOptions;
-use restore::{StoreError, StoreWriter, WriterOptions};
+use restore::{Store, StoreError, StoreWriter, WriterOptions};
 use serde_json::json;
 
-use super::point::open_store;
 use crate::args::{ImportTarget, SeedExportArgs, SeedImportArgs};
 use crate::failure::{Failure, store_failure};
 use crate::output::{print_json, progress, size};
@@ -109,7 +108,7 @@ pub(crate) fn import_seed(args: &SeedImportArgs) -> anyhow::Result<()> {
 fn store_of(target: &ImportTarget) -> anyhow::Result<PathBuf> {
     match (&target.store, &target.config) {
         (Some(store), _) => {
-            open_store(store)?;
+            Store::open(store).map_err(|error| store_failure(&error))?;
             Ok(store.clone())
         }
         (None, Some(config)) => Ok(settings::load::<SiteSettings>(config)?.store),

@@ -3,14 +3,14 @@
 use restore::{GroupReport, verify_store};
 use serde_json::{Value, json};
 
-use super::point::open_store;
+use super::place::open_store;
 use crate::args::VerifyArgs;
 use crate::failure::{Failure, exit, store_failure};
 use crate::output::{print_json, print_table, progress, size};
 
 /// Re-hashes everything. Damage is a failure, after everything has been read and reported.
 pub(crate) fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
-    let store = open_store(&args.store.store)?;
+    let store = open_store(&args.store)?;
     let reports = verify_store(&store, &progress("verifying")).map_err(|error| store_failure(&error))?;
     if args.json {
         print_json(
