@@ -12,25 +12,29 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use journal_format::segment::{FrameEntry, SegmentIndex, SegmentSource};
+use bytes::Bytes;
+use journal_format::segment::{FrameEntry, MAX_SEGMENT_BYTES, SegmentIndex, SegmentSource};
 use journal_format::{FormatError, GroupName, Hash, Timestamp};
 use object_store::ObjectStore;
 use object_store::path::Path;
 use tokio::runtime::Handle;
-use transport::{Heartbeat, NewestCut};
+use transport::{Heartbeat, NewestCut, PublicKey, Receipt};
 use transport_bucket::RoadError;
 use transport_bucket::chain::Claims;
-use transport_bucket::documents::{BucketHeartbeat, Document, StoreMark};
+use transport_bucket::documents::{BucketHeartbeat, Checked, ClaimSource, Document, StoreMark};
 use transport_bucket::keys::{BucketKeys, ClaimNumber, SegmentName};
 
 use crate::disk_cache::DiskCache;
 use crate::error::StoreError;
 use crate::parallel::in_parallel;
 use crate::seed::SEED_PEER;
-use crate::segments::{KnownChain, ListedSegment, Listing, Segments, WantedFrame, same_segment};
+use crate::segments::{
+    GroupWriter, KnownChain, ListedSegment, Listing, Segments, WantedFrame, check_whole, same_segment,
+};
 use frames::{FrameFetcher, Stored, Wanted};
 use index::{IndexError, Outline};
-use objects::{Objects, Promise, SharedError};
+use objects::SharedError;
+pub(crate) use objects::{Objects, Promise};
 
 /// Outlines that are read at once: at a round trip of 50 ms, about a thousand in a second.
 const OUTLINES_AT_ONCE: usize = 64;
@@ -75,8 +79,7 @@ pub(crate) struct BucketSegments {
 
 impl BucketSegments {
     pub(crate) fn open(place: &BucketPlace, disk: Arc<DiskCache>) -> Result<BucketSegments, StoreError> {
-        let objects =
-            Objects::new(Arc::clone(&place.objects), &place.url, place.runtime.clone(), place.patience);
+        let objects = Objects::of(place);
         let keys = BucketKeys::new(&place.prefix).map_err(|source| document(&objects, source))?;
         let prefix = Path::parse(&place.prefix).unwrap_or_default();
         let (opening, key) = (objects.with_patience(OPENING_PATIENCE.min(place.patience)), keys.store());
@@ -246,6 +249,18 @@ fn document(objects: &Objects, source: RoadError) -> StoreError {
     StoreError::BucketContent { url: objects.url().to_owned(), source: Box::new(source) }
 }
 
+/// Puts the recovery site's word of how far it has read and verified a group, in the place of the one before.
+pub(crate) fn put_checked(place: &BucketPlace, receipt: &Receipt, key: &PublicKey) -> Result<(), StoreError> {
+    let objects = Objects::of(place);
+    let keys = BucketKeys::new(&place.prefix).map_err(|source| document(&objects, source))?;
+    let (to, bytes) = (keys.group(&receipt.group).checked(), Checked::new(receipt, key).encode());
+    let prefix = Path::parse(&place.prefix).unwrap_or_default();
+    let url = objects.place(&prefix, &to);
+    let requests = objects.clone();
+    let put = objects.perform(async move { requests.replace(&to, bytes.into()).await });
+    put.map_err(objects.failed("put", url))
+}
+
 impl Segments for BucketSegments {
     fn location(&self) -> String {
         self.objects.url().to_owned()
@@ -361,6 +376,23 @@ impl Segments for BucketSegments {
         let index = self.verify_object(&key, None)?;
         same_segment(segment, &index, || self.url_of(&key))?;
         Ok(index)
+    }
+
+    fn whole(&self, segment: &SegmentSource) -> Result<Bytes, StoreError> {
+        let key = self.key(segment)?;
+        let (objects, wanted) = (self.objects.clone(), key.clone());
+        let read = self.objects.perform(async move { objects.get_whole(&wanted, MAX_SEGMENT_BYTES).await });
+        let bytes = self.request("read", &key, read)?;
+        check_whole(segment, &bytes, || self.url_of(&key))?;
+        Ok(bytes)
+    }
+
+    fn writer(&self, group: &GroupName) -> Result<Option<GroupWriter>, StoreError> {
+        let claims = self.claims(group)?;
+        Ok(claims.newest().map(|claim| {
+            let ClaimSource { name, fingerprint } = claim.source.clone();
+            GroupWriter { name, fingerprint: Some(fingerprint) }
+        }))
     }
 
     fn place(&self, segment: &SegmentSource) -> PathBuf {

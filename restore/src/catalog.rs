@@ -44,6 +44,10 @@ const SCHEMA: &str = "
         group_name TEXT NOT NULL, hash BLOB NOT NULL, sequence INTEGER NOT NULL, json BLOB NOT NULL,
         PRIMARY KEY (group_name, hash)
     ) STRICT, WITHOUT ROWID;
+    CREATE TABLE checked (
+        group_name TEXT NOT NULL, sequence INTEGER NOT NULL, hash BLOB NOT NULL,
+        PRIMARY KEY (group_name, sequence)
+    ) STRICT, WITHOUT ROWID;
     CREATE TABLE heartbeats (
         group_name TEXT NOT NULL PRIMARY KEY, source_time INTEGER NOT NULL, cut_epoch INTEGER,
         cut_time INTEGER, backlog_bytes INTEGER NOT NULL, backlog_segments INTEGER NOT NULL,

@@ -5,9 +5,10 @@ mod folder;
 
 use std::path::PathBuf;
 
-use journal_format::segment::{FrameEntry, SegmentIndex, SegmentSource};
+use bytes::Bytes;
+use journal_format::segment::{FrameEntry, SegmentIndex, SegmentSource, verify_segment};
 use journal_format::{Generation, GroupName, Hash, Sequence, Timestamp};
-use transport::Heartbeat;
+use transport::{Fingerprint, Heartbeat, PeerName};
 
 use crate::catalog::SegmentRow;
 use crate::error::StoreError;
@@ -61,6 +62,14 @@ pub(crate) struct Listing {
     pub(crate) kept: Sequence,
     /// In order.
     pub(crate) segments: Vec<ListedSegment>,
+}
+
+/// Who writes a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GroupWriter {
+    pub(crate) name: PeerName,
+    /// Fingerprint of its identity, where that is kept.
+    pub(crate) fingerprint: Option<Fingerprint>,
 }
 
 /// A frame that is going to be read.
@@ -123,6 +132,12 @@ pub(crate) trait Segments: Send + Sync {
     /// Reads and verifies every byte of a segment, as it is stored now.
     fn verify_named(&self, segment: &SegmentSource) -> Result<SegmentIndex, StoreError>;
 
+    /// Reads a segment as a whole, at most 256 MiB, and verifies every byte.
+    fn whole(&self, segment: &SegmentSource) -> Result<Bytes, StoreError>;
+
+    /// Who writes a group; nothing if nobody ever claimed it.
+    fn writer(&self, group: &GroupName) -> Result<Option<GroupWriter>, StoreError>;
+
     /// Where a segment lies: a path or URL.
     fn place(&self, segment: &SegmentSource) -> PathBuf;
 
@@ -136,6 +151,18 @@ pub(crate) trait Segments: Send + Sync {
     /// its catalog.
     fn heartbeat(&self, _group: &GroupName) -> Result<Option<(Heartbeat, Timestamp)>, StoreError> {
         Ok(None)
+    }
+}
+
+/// Whether bytes are all of a segment, which is the one with this hash.
+pub(crate) fn check_whole(
+    segment: &SegmentSource,
+    bytes: &[u8],
+    place: impl FnOnce() -> PathBuf,
+) -> Result<(), StoreError> {
+    match verify_segment(bytes) {
+        Ok(index) => same_segment(segment, &index, place),
+        Err(source) => Err(StoreError::Damaged { path: place(), source }),
     }
 }
 

@@ -13,7 +13,8 @@ mod writer;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use journal_format::{GroupName, Hash};
+use journal_format::{GroupName, Hash, Sequence};
+use transport::PeerName;
 
 use crate::bucket::{BucketPlace, BucketSegments};
 use crate::catalog::{Catalog, GroupSummary, Point, SegmentRow};
@@ -198,6 +199,13 @@ impl Store {
         self.catalog().chain(&point.group, point.sequence)
     }
 
+    /// The whole chain of a group, oldest first.
+    pub(crate) fn whole_chain(&self, group: &GroupName) -> Result<Vec<SegmentRow>, StoreError> {
+        let catalog = self.catalog();
+        check_known(&catalog, group)?;
+        catalog.chain(group, Sequence(i64::MAX as u64))
+    }
+
     pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {
         self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -210,8 +218,13 @@ impl Store {
 /// The group that this one is the seed of, if it is one, by the record of its writer.
 pub(crate) fn seed_of(disk: &Disk, group: &GroupName) -> Result<Option<GroupName>, StoreError> {
     let Some(of) = group.seed_of() else { return Ok(None) };
-    let claim = Claim::load(disk, group, None)?;
-    Ok(claim.writer().is_some_and(|writer| writer.as_str() == SEED_PEER).then_some(of))
+    let writer = writer_of(disk, group)?;
+    Ok(writer.is_some_and(|writer| writer.as_str() == SEED_PEER).then_some(of))
+}
+
+/// Who writes a group, by the record of its writer.
+pub(crate) fn writer_of(disk: &Disk, group: &GroupName) -> Result<Option<PeerName>, StoreError> {
+    Claim::load(disk, group, None).map(|claim| claim.writer().cloned())
 }
 
 /// Makes a catalog, or builds one in memory if that cannot be used.

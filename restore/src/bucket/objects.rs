@@ -7,17 +7,21 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use futures::TryStreamExt;
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use super::BucketPlace;
 use crate::error::StoreError;
 
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Parts in which an object is read as a whole.
+const PART_BYTES: u64 = 8 << 20;
+const PARTS_AT_ONCE: usize = 4;
 
 /// An error that several threads hear of.
 pub(crate) type SharedError = Arc<object_store::Error>;
@@ -50,14 +54,14 @@ impl<T> Promise<T> {
 }
 
 impl Objects {
-    /// `url` is what people call the bucket; a request is tried again for as long as `patience`.
-    pub(crate) fn new(
-        store: Arc<dyn ObjectStore>,
-        url: &str,
-        runtime: Handle,
-        patience: Duration,
-    ) -> Objects {
-        Objects { store, url: url.trim_end_matches('/').into(), runtime, patience }
+    /// The objects of a bucket.
+    pub(crate) fn of(place: &BucketPlace) -> Objects {
+        Objects {
+            store: Arc::clone(&place.objects),
+            url: place.url.trim_end_matches('/').into(),
+            runtime: place.runtime.clone(),
+            patience: place.patience,
+        }
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -140,6 +144,28 @@ impl Objects {
     /// Reads an object; nothing if it does not exist.
     pub(crate) async fn find(&self, key: &Path) -> Result<Option<Piece>, SharedError> {
         found(self.get(key, None).await)
+    }
+
+    /// Reads an object as a whole, in parts, several at once; of a larger one than `bytes_max` only the beginning.
+    pub(crate) async fn get_whole(&self, key: &Path, bytes_max: u64) -> Result<Bytes, SharedError> {
+        let first = self.get(key, Some(GetRange::Bounded(0..PART_BYTES))).await?;
+        let size_bytes = first.meta.size.min(bytes_max);
+        let starts = (PART_BYTES..size_bytes).step_by(PART_BYTES as usize);
+        let part = |start: u64| {
+            let range = GetRange::Bounded(start..size_bytes.min(start + PART_BYTES));
+            async move { self.get(key, Some(range)).await.map(|piece| piece.bytes) }
+        };
+        let mut parts = futures::stream::iter(starts.map(part)).buffered(PARTS_AT_ONCE);
+        let mut bytes = BytesMut::from(&first.bytes[..]);
+        while let Some(part) = parts.try_next().await? {
+            bytes.extend_from_slice(&part);
+        }
+        Ok(bytes.freeze())
+    }
+
+    /// Puts an object in the place of the one that is there.
+    pub(crate) async fn replace(&self, key: &Path, bytes: Bytes) -> Result<(), SharedError> {
+        self.patiently(|| self.store.put(key, bytes.clone().into())).await.map(drop)
     }
 
     /// Lists the objects in a folder whose keys are behind `offset`.

@@ -1,6 +1,6 @@
 //! Questions to the catalog.
 
-use journal_format::{GroupName, PointId, Sequence, Timestamp};
+use journal_format::{GroupName, PointId, Position, Sequence, Timestamp};
 use rusqlite::{OptionalExtension, Params, Row, params};
 
 use super::rows::{
@@ -9,6 +9,10 @@ use super::rows::{
 use super::{Catalog, GroupSummary, HeartbeatRecord, Point, SegmentRow};
 use crate::error::StoreError;
 use transport::Heartbeat;
+
+/// Of the segments of a group.
+const UNCHECKED: &str = "group_name = ?1 AND NOT EXISTS (SELECT 1 FROM checked WHERE
+     checked.group_name = segments.group_name AND checked.sequence = segments.sequence AND checked.hash = segments.hash)";
 
 impl Catalog {
     /// Groups that have a segment or a heartbeat.
@@ -113,6 +117,31 @@ impl Catalog {
             "SELECT {SEGMENT_COLUMNS} FROM segments WHERE group_name = ? AND sequence < ? ORDER BY sequence DESC LIMIT ?"
         );
         self.rows(&sql, params![group.as_str(), before.0 as i64, limit as i64], segment_from)
+    }
+
+    /// Segments of a group's chain that nobody has read whole, oldest first.
+    pub(crate) fn unchecked(&self, group: &GroupName) -> Result<Vec<SegmentRow>, StoreError> {
+        let sql = format!("SELECT {SEGMENT_COLUMNS} FROM segments WHERE {UNCHECKED} ORDER BY sequence");
+        self.rows(&sql, params![group.as_str()], segment_from)
+    }
+
+    /// The last segment of a group's chain before the first that nobody has read whole.
+    pub(crate) fn checked_up_to(&self, group: &GroupName) -> Result<Option<Position>, StoreError> {
+        let sql = format!(
+            "SELECT {SEGMENT_COLUMNS} FROM segments WHERE group_name = ?1 AND sequence <
+             coalesce((SELECT min(sequence) FROM segments WHERE {UNCHECKED}), {})
+             ORDER BY sequence DESC LIMIT 1",
+            i64::MAX
+        );
+        Ok(self.row(&sql, params![group.as_str()], segment_from)?.map(|row| row.position))
+    }
+
+    /// Remembers that a segment was read whole, with all that it refers to.
+    pub(crate) fn put_checked(&self, group: &GroupName, row: &SegmentRow) -> Result<(), StoreError> {
+        let sql = "INSERT OR REPLACE INTO checked (group_name, sequence, hash) VALUES (?, ?, ?)";
+        let values = params![group.as_str(), row.position.sequence.0 as i64, row.position.hash.0];
+        let put = self.connection.prepare_cached(sql).and_then(|mut statement| statement.execute(values));
+        put.map(drop).map_err(|source| self.failed(source))
     }
 
     pub(crate) fn heartbeat(&self, group: &GroupName) -> Result<Option<HeartbeatRecord>, StoreError> {

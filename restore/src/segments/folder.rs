@@ -1,15 +1,19 @@
 //! The folder of a store: segments are files, read with `pread`.
 
+use std::fs;
 use std::path::PathBuf;
 
-use journal_format::segment::{SegmentIndex, SegmentSource};
-use journal_format::{Generation, GroupName, Sequence};
+use bytes::Bytes;
+use journal_format::segment::{MAX_SEGMENT_BYTES, SegmentIndex, SegmentSource};
+use journal_format::{FormatError, Generation, GroupName, Sequence};
 
-use super::{KnownChain, ListedSegment, Listing, Segments, WantedFrame, same_segment};
-use crate::error::StoreError;
+use super::{
+    GroupWriter, KnownChain, ListedSegment, Listing, Segments, WantedFrame, check_whole, same_segment,
+};
+use crate::error::{StoreError, io_error};
 use crate::segment_file;
 use crate::store::disk::Disk;
-use crate::store::seed_of;
+use crate::store::{seed_of, writer_of};
 
 impl Segments for Disk {
     fn location(&self) -> String {
@@ -52,6 +56,23 @@ impl Segments for Disk {
         let (index, _) = segment_file::verify(&path)?;
         same_segment(segment, &index, || path)?;
         Ok(index)
+    }
+
+    fn whole(&self, segment: &SegmentSource) -> Result<Bytes, StoreError> {
+        let path = self.place(segment);
+        let size_bytes = fs::metadata(&path).map_err(io_error("look at", &path))?.len();
+        if size_bytes > MAX_SEGMENT_BYTES {
+            let (part, actual, limit) = ("the segment", size_bytes, MAX_SEGMENT_BYTES);
+            return Err(StoreError::Damaged { path, source: FormatError::TooLarge { part, actual, limit } });
+        }
+        let bytes = fs::read(&path).map_err(io_error("read", &path))?;
+        check_whole(segment, &bytes, || path)?;
+        Ok(bytes.into())
+    }
+
+    fn writer(&self, group: &GroupName) -> Result<Option<GroupWriter>, StoreError> {
+        let name = writer_of(self, group)?;
+        Ok(name.map(|name| GroupWriter { name, fingerprint: None }))
     }
 
     fn place(&self, segment: &SegmentSource) -> PathBuf {

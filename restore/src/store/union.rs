@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use bytes::Bytes;
 use journal_format::segment::{SegmentIndex, SegmentSource};
 use journal_format::{ErrorKind, Generation, GroupName, Hash, Sequence, Timestamp};
 use transport::{Heartbeat, NewestCut};
@@ -11,7 +12,7 @@ use transport::{Heartbeat, NewestCut};
 use super::Store;
 use crate::catalog::SegmentRow;
 use crate::error::StoreError;
-use crate::segments::{KnownChain, ListedSegment, Listing, Segments, WantedFrame};
+use crate::segments::{GroupWriter, KnownChain, ListedSegment, Listing, Segments, WantedFrame};
 
 /// Outlines behind a hole that are read at once.
 const BATCH: usize = 256;
@@ -212,6 +213,22 @@ impl Segments for Union {
 
     fn verify_named(&self, segment: &SegmentSource) -> Result<SegmentIndex, StoreError> {
         self.first(segment, |segments| segments.verify_named(segment))
+    }
+
+    fn whole(&self, segment: &SegmentSource) -> Result<Bytes, StoreError> {
+        self.first(segment, |segments| segments.whole(segment))
+    }
+
+    fn writer(&self, group: &GroupName) -> Result<Option<GroupWriter>, StoreError> {
+        let mut writer = None;
+        for store in &self.members {
+            // One that is known with its fingerprint says more.
+            match store.segments.writer(group)? {
+                Some(found) if found.fingerprint.is_some() => return Ok(Some(found)),
+                found => writer = writer.or(found),
+            }
+        }
+        Ok(writer)
     }
 
     fn place(&self, segment: &SegmentSource) -> PathBuf {

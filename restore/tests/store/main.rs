@@ -3,7 +3,9 @@
 mod boot;
 mod bucket;
 mod buckets;
+mod checking;
 mod claims;
+mod copying;
 mod exports;
 mod history;
 mod images;
