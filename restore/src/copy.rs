@@ -111,7 +111,8 @@ pub fn copy_to_folder(
         match writer.begin(group, &segment).map_err(refused)? {
             Begin::Have(_) => {}
             Begin::Receive(mut sink) => {
-                bytes.chunks(WRITE_BYTES).try_for_each(|chunk| sink.write(chunk)).map_err(refused)?;
+                let mut pieces = (0u64..).step_by(WRITE_BYTES).zip(bytes.chunks(WRITE_BYTES));
+                pieces.try_for_each(|(offset, piece)| sink.write_at(offset, piece)).map_err(refused)?;
                 sink.commit().map_err(refused)?;
                 copied.add(row);
             }
