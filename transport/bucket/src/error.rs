@@ -143,8 +143,8 @@ impl RoadError {
     }
 
     /// What to do now; may be empty.
-    pub fn hint(&self) -> &'static str {
-        match self {
+    pub fn hint(&self) -> String {
+        let hint = match self {
             RoadError::Prefix { .. } => {
                 "use parts of letters, digits, '-', '_' and '.', separated by single '/'"
             }
@@ -163,7 +163,8 @@ impl RoadError {
                 "the journal keeps everything; check the recovery site's fingerprint in the source's settings, and who can write to the bucket"
             }
             RoadError::Journal { .. } | RoadError::Failed { .. } => "",
-        }
+        };
+        hint.to_owned()
     }
 }
 

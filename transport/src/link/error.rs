@@ -141,8 +141,10 @@ pub enum LinkError {
     )]
     Tls(#[from] rustls::Error),
     /// The bucket that the groups are kept in cannot be used.
-    #[error("the bucket cannot be used")]
+    #[error("the bucket cannot be used{}{hint}", if hint.is_empty() { "" } else { "; " })]
     Bucket {
+        /// What to do now; may be empty.
+        hint: String,
         /// What the caller can do about it.
         kind: ErrorKind,
         /// Why not.

@@ -87,8 +87,8 @@ impl GroupRoad {
         let group = self.outbox.group();
         warn!(%group, error = with_causes(&**error), hint = error.hint(), "the bucket cannot be used");
         self.report.failed(with_causes(&**error));
-        let source = Box::new(error.clone());
-        self.tell(LinkState::Disconnected(Arc::new(LinkError::Bucket { kind: error.kind(), source }))).await;
+        let (hint, kind, source) = (error.hint(), error.kind(), Box::new(error.clone()));
+        self.tell(LinkState::Disconnected(Arc::new(LinkError::Bucket { hint, kind, source }))).await;
     }
 
     async fn refused(&self, refusal: Refusal) {
