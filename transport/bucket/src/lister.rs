@@ -67,15 +67,18 @@ impl GroupBucket {
     /// # Errors
     /// [`RoadError`].
     pub async fn newest_claims(&self) -> Result<Claims, RoadError> {
-        let mut first = self.listed_claim().await?;
-        while let Some(number) = first.filter(|number| *number > ClaimNumber::FIRST) {
-            if self.listed(number).await?.kind == ClaimKind::Start {
-                break;
-            }
-            first = Some(ClaimNumber(number.0 - 1));
+        let mut newest_first = Vec::new();
+        let mut number = self.listed_claim().await?;
+        while let Some(at) = number {
+            let claim = self.listed(at).await?;
+            number =
+                (claim.kind != ClaimKind::Start && at > ClaimNumber::FIRST).then(|| ClaimNumber(at.0 - 1));
+            newest_first.push(claim);
         }
-        let mut claims = Claims::since(self.group.clone(), first.unwrap_or(ClaimNumber::FIRST));
-        self.read_claims(&mut claims, first).await?;
+        let first = newest_first.last().map_or(ClaimNumber::FIRST, |claim| claim.number);
+        let mut claims = Claims::since(self.group.clone(), first);
+        newest_first.into_iter().rev().try_for_each(|claim| claims.push(claim))?;
+        self.read_new_claims(&mut claims).await?;
         Ok(claims)
     }
 
@@ -211,8 +214,17 @@ impl GroupBucket {
     /// [`RoadError`].
     pub async fn position(&self, name: SegmentName) -> Result<Option<Position>, RoadError> {
         let Some(size_bytes) = self.segment_size(name).await? else { return Ok(None) };
-        match self.outline(Candidate { name, size_bytes }).await {
-            Ok((header, trailer)) if header.group == self.group && header.sequence == name.sequence => {
+        self.position_of(Candidate { name, size_bytes }).await
+    }
+
+    /// The same of an object whose size is known.
+    ///
+    /// # Errors
+    /// [`RoadError`].
+    pub async fn position_of(&self, segment: Candidate) -> Result<Option<Position>, RoadError> {
+        let sequence = segment.name.sequence;
+        match self.outline(segment).await {
+            Ok((header, trailer)) if header.group == self.group && header.sequence == sequence => {
                 Ok(Some(header.position(trailer.hash)))
             }
             Ok(_) | Err(RoadError::Segment { .. }) => Ok(None),

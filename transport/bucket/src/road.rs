@@ -4,6 +4,7 @@
 
 mod claiming;
 mod group;
+mod head;
 mod open;
 mod put;
 mod session;

@@ -7,11 +7,12 @@ use transport::{Outbox, Receipt, Refusal, RefusalKind};
 
 use super::blocking;
 use super::claiming::{Step, Verdict, Writer};
+use super::head::find_head;
 use super::{BucketLinkOptions, ReceiptRule};
-use crate::chain::{Claims, Listed};
+use crate::chain::Claims;
 use crate::documents::{Checked, Claim, ClaimKind, ClaimSource, StoreMark};
 use crate::error::RoadError;
-use crate::keys::{ClaimNumber, SegmentName};
+use crate::keys::ClaimNumber;
 use crate::lister::{GroupBucket, Put, put_document, read_document};
 
 /// A session that may put segments.
@@ -59,7 +60,7 @@ impl Opening<'_> {
         self.mark().await?;
         let mut claims = self.bucket.newest_claims().await?;
         self.fence(&mut claims).await?;
-        let head = self.head(&claims).await?;
+        let head = find_head(self.bucket, self.outbox, &claims).await?;
         let (told, next) = self.ask_journal(&claims, head).await?;
         let behind = self.behind(&claims, head, next).await?;
         self.start(&mut claims, behind).await?;
@@ -124,22 +125,6 @@ impl Opening<'_> {
             Some(Verdict::Fenced) => Err(fenced(claims)),
             _ => Err(NotOpened::Late),
         }
-    }
-
-    /// The head of the chain: the last name behind the newest start's `behind` whose outline is sound.
-    async fn head(&self, claims: &Claims) -> Result<Option<Position>, RoadError> {
-        let Some(start) = claims.newest_start().copied() else { return Ok(None) };
-        let read = start.behind.map_or(Sequence(0), |behind| behind.sequence);
-        let mut listed = Listed::default();
-        self.bucket.list_segments(claims, read, &mut listed).await?;
-        let run: Vec<SegmentName> = listed.run(claims, read.next()).map(|segment| segment.name).collect();
-        for &name in run.iter().rev() {
-            if let Some(position) = self.bucket.position(name).await? {
-                return Ok(Some(position));
-            }
-            tracing::warn!(group = %self.outbox.group(), %name, "a segment in the bucket is damaged; the chain goes on before it");
-        }
-        Ok(start.behind)
     }
 
     /// Tells the journal what is received. Answers that, and where the journal goes on.

@@ -13,6 +13,9 @@ use transport::{Refusal, RefusalKind, SegmentDescriptor};
 use crate::documents::Claim;
 use crate::error::RoadError;
 
+/// Segments that may be put behind one that is not answered: so many may lie in the bucket behind one that is missing or another's.
+pub(super) const AHEAD_MAX: usize = 256;
+
 /// How a session behaves.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SessionOptions {
@@ -378,7 +381,9 @@ impl BucketSession {
     }
 
     fn fetch(&mut self) {
-        let room = self.options.uploads_max.saturating_sub(self.putting.len());
+        let ahead = self.putting.len() + self.ahead.len();
+        let free = self.options.uploads_max.saturating_sub(self.putting.len());
+        let room = free.min(AHEAD_MAX.saturating_sub(ahead));
         if self.state == State::Open && self.more && !self.fetching && room > 0 {
             self.more = false;
             self.fetching = true;

@@ -10,7 +10,7 @@ use object_store::memory::InMemory;
 use super::*;
 use crate::documents::{BucketHeartbeat, Document as _, StoreMark};
 use crate::keys::{ClaimNumber, SegmentName};
-use crate::rig::{Faults, FaultyStore, TestJournal, chain, chain_of, group, keys, source};
+use crate::rig::{Faults, FaultyStore, JournalState, TestJournal, chain, chain_of, group, keys, source};
 
 fn memory() -> Arc<dyn ObjectStore> {
     Arc::new(InMemory::new())
@@ -88,6 +88,25 @@ async fn an_idle_group_costs_one_put_for_each_heartbeat() {
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert_eq!(store.requests()[before..], vec!["PUT p/groups/db/heartbeat.json"; 10]);
     link.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_cost_what_the_document_says() {
+    let store = FaultyStore::new(memory(), 1, Faults::default());
+    let journal = TestJournal::new(1, 0);
+    for (received, expect) in [(0, (2, 1)), (3, (5, 2))] {
+        let before = store.requests().len();
+        let link = ship(&store, &journal);
+        let connected =
+            |state: &JournalState| matches!(state.links.last(), Some(LinkState::Connected { .. }));
+        journal.until("it is connected", connected).await;
+        let requests = store.requests().split_off(before);
+        let count = |verb| requests.iter().filter(|request| request.starts_with(verb)).count();
+        assert_eq!((count("GET") + count("HEAD"), count("LIST")), expect, "{requests:?}");
+        journal.seal(3);
+        journal.until_received(received + 3).await;
+        link.shutdown().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -111,6 +111,19 @@ fn puts_are_received_without_gaps_and_after_a_question() {
 }
 
 #[test]
+fn a_put_that_takes_long_holds_up_what_is_too_far_behind_it() {
+    let mut rig = Rig::begun();
+    rig.pending(&[1, 2, 3], 3);
+    let last = AHEAD_MAX as u64;
+    for sequence in 2..last - 1 {
+        rig.put(sequence);
+        rig.pending(&[sequence + 2], 1);
+    }
+    assert_eq!(rig.put(last - 1), [""; 0]);
+    assert_eq!(rig.put(1), ["fetch 257+2", "validate"]);
+}
+
+#[test]
 fn the_first_receipt_after_a_pause_is_asked_for_at_once() {
     let mut rig = Rig::begun();
     rig.pending(&[1], 3);
