@@ -47,9 +47,11 @@ pub struct Report {
     pub seed: u64,
     /// Length of the run.
     pub seconds: f64,
-    /// Payload that was confirmed in the run.
+    /// Payload that arrived in the run.
+    pub arrived_bytes: u64,
+    /// Of it what was confirmed: whole segments, in order.
     pub confirmed_bytes: u64,
-    /// The same over its length, in 10^6 bits per second.
+    /// Payload that arrived over the length of the run, in 10^6 bits per second.
     pub goodput_mbit: f64,
     /// What the link could have carried, headers included, in 10^6 bits per second of the run; outages are not counted.
     /// `None` if the rate is unlimited.
@@ -171,7 +173,9 @@ pub struct RunEnd {
     pub seed: u64,
     /// Length of the run.
     pub length: Duration,
-    /// Payload that was confirmed.
+    /// Payload that arrived.
+    pub arrived_bytes: u64,
+    /// Of it what was confirmed.
     pub confirmed_bytes: u64,
     /// Counters of the link, up first.
     pub counters: [Counters; 2],
@@ -194,8 +198,9 @@ impl Report {
             engine: end.engine,
             seed: end.seed,
             seconds,
+            arrived_bytes: end.arrived_bytes,
             confirmed_bytes: end.confirmed_bytes,
-            goodput_mbit: megabits(end.confirmed_bytes as f64, seconds),
+            goodput_mbit: megabits(end.arrived_bytes as f64, seconds),
             capacity_mbit: capacity.map(|bytes| megabits(bytes, seconds)),
             lag_p50_seconds: quantile(&lags, 0.5),
             lag_p99_seconds: quantile(&lags, 0.99),

@@ -24,7 +24,7 @@ struct Chain {
 }
 
 impl CountingInbox {
-    /// Payload that has arrived, also of segments that are not whole.
+    /// Payload that has arrived, also of segments that are not whole yet; what was given up is not counted.
     pub(super) fn arrived_bytes(&self) -> u64 {
         self.0.arrived_bytes.load(Ordering::Relaxed)
     }
@@ -68,7 +68,12 @@ impl Inbox for CountingInbox {
         if chain.has(segment.position.sequence) {
             return Ok(Begin::Have(chain.head));
         }
-        Ok(Begin::Receive(Box::new(CountingSink { inbox: self.clone(), segment: *segment, bytes: 0 })))
+        Ok(Begin::Receive(Box::new(CountingSink {
+            inbox: self.clone(),
+            segment: *segment,
+            bytes: 0,
+            whole: false,
+        })))
     }
 
     fn heartbeat(&self, _: &GroupName, _: &Heartbeat, _: Timestamp) {}
@@ -80,6 +85,15 @@ struct CountingSink {
     inbox: CountingInbox,
     segment: SegmentDescriptor,
     bytes: u64,
+    whole: bool,
+}
+
+impl Drop for CountingSink {
+    fn drop(&mut self) {
+        if !self.whole {
+            self.inbox.0.arrived_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+    }
 }
 
 impl SegmentSink for CountingSink {
@@ -89,11 +103,12 @@ impl SegmentSink for CountingSink {
         Ok(())
     }
 
-    fn commit(self: Box<Self>) -> Result<Option<Position>, Refusal> {
+    fn commit(mut self: Box<Self>) -> Result<Option<Position>, Refusal> {
         if self.bytes != self.segment.size_bytes {
             let message = format!("{} bytes arrived of a segment of {}", self.bytes, self.segment.size_bytes);
             return Err(Refusal::new(RefusalKind::Corrupt, message, ""));
         }
+        self.whole = true;
         let mut chain = self.inbox.chain();
         chain.attach(self.segment.position);
         Ok(chain.head)
@@ -130,6 +145,6 @@ mod tests {
         assert_eq!(receive(1, b"abc"), Ok(Some(2)));
         assert!(matches!(begin(2), Ok(Begin::Have(Some(_)))));
         assert_eq!(inbox.open_group(&peer, &group).unwrap().map(|head| head.sequence.0), Some(2));
-        assert_eq!(inbox.arrived_bytes(), 8);
+        assert_eq!(inbox.arrived_bytes(), 6);
     }
 }

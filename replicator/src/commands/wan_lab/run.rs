@@ -63,6 +63,7 @@ pub(super) fn run(profile: &LinkProfile, args: &WanLabRunArgs) -> Result<Report,
         engine: args.engine.name().to_owned(),
         seed: args.seed,
         length: sampler.started.elapsed(),
+        arrived_bytes: ends.inbox.arrived_bytes(),
         confirmed_bytes: ends.outbox.confirmed_bytes(),
         counters: Way::BOTH.map(|way| link.counters(way)),
         cpu_seconds: cpu::by_part(),
@@ -70,11 +71,11 @@ pub(super) fn run(profile: &LinkProfile, args: &WanLabRunArgs) -> Result<Report,
     };
     let problem = ends.outbox.problem();
     ends.stop();
-    if end.confirmed_bytes == 0 {
+    if end.arrived_bytes == 0 {
         let problem = problem.map_or_else(String::new, |problem| format!("; last problem: {problem}"));
-        let message =
-            format!("nothing was confirmed in {:.1} s over this link{problem}", end.length.as_secs_f64());
-        let hint = "give it more time with --duration, or smaller segments with --segment; with --bytes see whether the link can carry as much";
+        let message = format!("nothing arrived in {:.1} s over this link{problem}", end.length.as_secs_f64());
+        let hint =
+            "give it more time with --duration; see whether the profile's script takes the link down at once";
         return Err(Failure::new(exit::TIMEOUT, message, hint));
     }
     Ok(Report::new(profile, end, sampler.samples))
@@ -278,7 +279,7 @@ impl Sampler {
         let rounded = |value: f64| (value * 1e3).round() / 1e3;
         self.samples.push(Sample {
             seconds: rounded(now.as_secs_f64()),
-            goodput_mbit: rounded((arrived - self.arrived_bytes) as f64 * 8.0 / 1e6 / passed),
+            goodput_mbit: rounded(arrived.saturating_sub(self.arrived_bytes) as f64 * 8.0 / 1e6 / passed),
             lag_seconds: rounded(ends.outbox.lag().as_secs_f64()),
             lost_packets: lost - self.lost_packets,
             queue_bytes: link.backlog_bytes(Way::Up),

@@ -26,7 +26,8 @@ fn report() -> (LinkProfile, Report) {
         engine: "relay".to_owned(),
         seed: 1,
         length: Duration::from_secs(20),
-        confirmed_bytes: 191_250_000,
+        arrived_bytes: 191_250_000,
+        confirmed_bytes: 180_000_000,
         counters: [*direction.counters(); 2],
         cpu_seconds: vec![],
         health: Health {
