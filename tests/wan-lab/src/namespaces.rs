@@ -12,9 +12,8 @@ mod tests;
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
 use namespace::Namespace;
@@ -30,8 +29,6 @@ use crate::pump::Pump;
 
 const SOURCE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 const SITE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
-/// Above ordinary threads, below the kernel's own.
-const REALTIME_PRIORITY: &str = "20";
 
 /// One end of the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +57,6 @@ pub struct Namespaces {
     up: Pump,
     down: Pump,
     profile: LinkProfile,
-    /// Threads that got their realtime priority.
-    realtime: Arc<AtomicU8>,
 }
 
 impl Namespaces {
@@ -73,20 +68,13 @@ impl Namespaces {
         let (source, source_device) = Namespace::make(SOURCE, profile.up.mtu)?;
         let (site, site_device) = Namespace::make(SITE, profile.down.mtu)?;
         let (source_device, site_device) = (Arc::new(source_device), Arc::new(site_device));
-        let realtime = Arc::new(AtomicU8::new(0));
         let started = Instant::now();
         let start = |way, from: &Arc<SyncDevice>, to: &Arc<SyncDevice>| {
-            let realtime = realtime.clone();
-            let prepare = move || {
-                if take_realtime_priority() {
-                    realtime.fetch_add(1, Ordering::Relaxed);
-                }
-            };
-            Pump::start((profile, way, seed), started, TunPort::new(from.clone(), to.clone()), prepare)
+            Pump::start(profile, way, seed, started, TunPort::new(from.clone(), to.clone()))
         };
         let up = start(Way::Up, &source_device, &site_device)?;
         let down = start(Way::Down, &site_device, &source_device)?;
-        Ok(Namespaces { source, site, up, down, profile: profile.clone(), realtime })
+        Ok(Namespaces { source, site, up, down, profile: profile.clone() })
     }
 
     /// Runs a closure on a new thread inside a side's namespace. Sockets that it opens, threads and processes that it
@@ -160,7 +148,7 @@ impl Namespaces {
         let refused = self.up.refused_packets() + self.down.refused_packets();
         Ok(Health {
             overload_packets: refused + self.source.device_drops()? + self.site.device_drops()?,
-            realtime: self.realtime.load(Ordering::Relaxed) == 2,
+            realtime: self.up.is_realtime() && self.down.is_realtime(),
             lateness: Way::BOTH.map(|way| LatenessSummary::of(self.pump(way).lateness())),
             round_trip: self.profile.round_trip(),
         })
@@ -179,13 +167,4 @@ impl Namespaces {
             Way::Down => &self.down,
         }
     }
-}
-
-/// Without it a busy machine delays packets by milliseconds; who may not have it is told by the lateness.
-fn take_realtime_priority() -> bool {
-    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
-    let mut chrt = Command::new("chrt");
-    chrt.args(["--fifo", "--pid", REALTIME_PRIORITY, &thread]);
-    let output = chrt.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    output.is_ok_and(|status| status.success())
 }

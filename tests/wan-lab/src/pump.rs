@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -19,6 +20,8 @@ use crate::profile::{Change, LinkProfile, LinkState, Way};
 
 /// Packets taken in before it is looked which are due.
 const BATCH: usize = 32;
+/// Above ordinary threads, below the kernel's own.
+const REALTIME_PRIORITY: &str = "20";
 const PACKET_BYTES_MAX: usize = 65_536;
 /// Buffers that are kept for reuse.
 const SPARE_BUFFERS_MAX: usize = 8_192;
@@ -50,6 +53,7 @@ struct Shared {
     stop: AtomicBool,
     lateness: Lateness,
     refused_packets: AtomicU64,
+    realtime: AtomicBool,
     failure: Mutex<Option<io::Error>>,
 }
 
@@ -69,12 +73,13 @@ impl Shared {
 }
 
 impl Pump {
-    /// Starts the thread; the profile's script counts from `started`. `prepare` is called on the thread first.
+    /// Starts the thread; the profile's script counts from `started`.
     pub(crate) fn start<P: Port>(
-        (profile, way, seed): (&LinkProfile, Way, u64),
+        profile: &LinkProfile,
+        way: Way,
+        seed: u64,
         started: Instant,
         port: P,
-        prepare: impl FnOnce() + Send + 'static,
     ) -> Result<Pump, LabError> {
         let start_error = |source| LabError::Start { source };
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
@@ -86,6 +91,7 @@ impl Pump {
             stop: AtomicBool::new(false),
             lateness: Lateness::default(),
             refused_packets: AtomicU64::new(0),
+            realtime: AtomicBool::new(false),
             failure: Mutex::new(None),
         });
         let script = profile.script.iter().filter(|change| change.direction.contain(way)).cloned().collect();
@@ -99,8 +105,8 @@ impl Pump {
             spare: Vec::new(),
         };
         let run = move || {
-            prepare();
             let shared = worker.shared.clone();
+            shared.realtime.store(take_realtime_priority(), Ordering::Relaxed);
             if let Err(error) = worker.run() {
                 *shared.failure.lock().expect("no holder of the lock panics") = Some(error);
             }
@@ -132,6 +138,11 @@ impl Pump {
     /// Packets that could not be handed over.
     pub(crate) fn refused_packets(&self) -> u64 {
         self.shared.refused_packets.load(Ordering::Relaxed)
+    }
+
+    /// Whether the thread has a realtime priority.
+    pub(crate) fn is_realtime(&self) -> bool {
+        self.shared.realtime.load(Ordering::Relaxed)
     }
 
     /// Why the thread ended early, if it did; said once.
@@ -268,6 +279,15 @@ impl<P: Port> Worker<P> {
         }
         Ok(())
     }
+}
+
+/// Without it a busy machine delays packets by milliseconds; who may not have it is told by the lateness.
+fn take_realtime_priority() -> bool {
+    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+    let mut chrt = Command::new("chrt");
+    chrt.args(["--fifo", "--pid", REALTIME_PRIORITY, &thread]);
+    let status = chrt.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
 }
 
 /// Nobody listens at the other end; that is not the emulator's fault.

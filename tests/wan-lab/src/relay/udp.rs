@@ -68,8 +68,8 @@ impl UdpRelay {
             target_ready,
         });
         let started = Instant::now();
-        let up = Pump::start((profile, Way::Up, seed), started, UpPort(sides.clone()), || ())?;
-        let down = Pump::start((profile, Way::Down, seed), started, DownPort(sides.clone()), || ())?;
+        let up = Pump::start(profile, Way::Up, seed, started, UpPort(sides.clone()))?;
+        let down = Pump::start(profile, Way::Down, seed, started, DownPort(sides.clone()))?;
         Ok(UdpRelay { up, down, sides, address, profile: profile.clone(), closed_drops: Mutex::new(0) })
     }
 
@@ -130,7 +130,7 @@ impl UdpRelay {
             + *self.closed_drops.lock().expect("no holder of the lock panics");
         Ok(Health {
             overload_packets: drops + self.up.refused_packets() + self.down.refused_packets(),
-            realtime: false,
+            realtime: self.up.is_realtime() && self.down.is_realtime(),
             lateness: Way::BOTH.map(|way| LatenessSummary::of(self.pump(way).lateness())),
             round_trip: self.profile.round_trip(),
         })
