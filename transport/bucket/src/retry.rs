@@ -156,7 +156,7 @@ impl Retrier {
         let mut tries = Tries::new(self.policy);
         let begun = Instant::now();
         loop {
-            let error = match self.once(request, attempt(tries.failed())).await {
+            let error = match self.once(request, Box::pin(attempt(tries.failed()))).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -191,7 +191,8 @@ impl Retrier {
     ) -> Result<(), BucketError> {
         let elapsed = begun.elapsed();
         let passing = error.cause.is_passing();
-        match tries.handle_failure(elapsed, passing, error.retry_after, fastrand::u64(..)) {
+        let retry_after = error.retry_after_seconds.map(|seconds| Duration::from_secs(seconds.into()));
+        match tries.handle_failure(elapsed, passing, retry_after, fastrand::u64(..)) {
             Decision::Again(pause) => {
                 tracing::debug!(%error, pause_ms = pause.as_millis(), "trying again");
                 self.meter.count_retry();

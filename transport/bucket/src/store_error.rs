@@ -17,7 +17,7 @@ pub struct BucketError {
     /// What was asked for, as a verb: `put`, `get`, `list`.
     pub operation: &'static str,
     /// Object, or place of the bucket.
-    pub place: String,
+    pub place: Box<str>,
     /// What went wrong, in the last try.
     pub cause: Cause,
     /// Tries that failed, this one included.
@@ -25,7 +25,7 @@ pub struct BucketError {
     /// Time from the first try to the end of the last one.
     pub over: Duration,
     /// What the server asks to wait for before the next try.
-    pub(crate) retry_after: Option<Duration>,
+    pub(crate) retry_after_seconds: Option<u32>,
     #[source]
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -90,7 +90,7 @@ pub enum Cause {
         /// Status of HTTP.
         status: u16,
         /// Code of S3.
-        code: String,
+        code: Box<str>,
     },
     /// The server failed.
     #[error("the server failed with {code}, status {status}: {message}")]
@@ -98,9 +98,9 @@ pub enum Cause {
         /// Status of HTTP.
         status: u16,
         /// Code of S3.
-        code: String,
+        code: Box<str>,
         /// What it says, shortened.
-        message: String,
+        message: Box<str>,
     },
     /// The connection broke, before or in the middle of the answer.
     #[error("the connection was lost")]
@@ -115,13 +115,13 @@ pub enum Cause {
     #[error("the server received other bytes than were sent ({code})")]
     Altered {
         /// Code of S3.
-        code: String,
+        code: Box<str>,
     },
     /// Another request for the same object is under way.
     #[error("another request for this object is under way ({code})")]
     Conflict {
         /// Code of S3.
-        code: String,
+        code: Box<str>,
     },
     /// The server does not know what is asked of it, or not in this form.
     #[error("the server refuses the request with {code}, status {status}: {message}")]
@@ -129,9 +129,9 @@ pub enum Cause {
         /// Status of HTTP.
         status: u16,
         /// Code of S3.
-        code: String,
+        code: Box<str>,
         /// What it says, shortened.
-        message: String,
+        message: Box<str>,
     },
     /// A backend cannot do this at all.
     #[error("{what} is not supported")]
@@ -181,9 +181,17 @@ impl Cause {
 impl BucketError {
     /// An error of the first try.
     #[must_use]
-    pub fn new(operation: &'static str, place: impl Into<String>, cause: Cause) -> Self {
+    pub fn new(operation: &'static str, place: impl Into<Box<str>>, cause: Cause) -> Self {
         let place = place.into();
-        Self { operation, place, cause, tries: 1, over: Duration::ZERO, retry_after: None, source: None }
+        Self {
+            operation,
+            place,
+            cause,
+            tries: 1,
+            over: Duration::ZERO,
+            retry_after_seconds: None,
+            source: None,
+        }
     }
 
     pub(crate) fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
@@ -272,7 +280,7 @@ impl BucketError {
 
     /// This error as one of the trait's, with itself as the source.
     pub(crate) fn into_store_error(self) -> StoreError {
-        let path = self.place.clone();
+        let path = self.place.to_string();
         match self.cause {
             Cause::NotFound => StoreError::NotFound { path, source: Box::new(self) },
             Cause::Exists => StoreError::AlreadyExists { path, source: Box::new(self) },
@@ -288,7 +296,7 @@ impl BucketError {
 
     /// What a backend's error means. Those of this crate's S3 are taken out of their wrapping.
     #[must_use]
-    pub fn from_store_error(operation: &'static str, place: impl Into<String>, error: StoreError) -> Self {
+    pub fn from_store_error(operation: &'static str, place: impl Into<Box<str>>, error: StoreError) -> Self {
         let error = match unwrapped(error) {
             Ok(own) => return own,
             Err(error) => error,

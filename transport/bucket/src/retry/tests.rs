@@ -100,7 +100,7 @@ async fn a_request_succeeds_once_the_server_does() {
     let answer = retrier
         .run(&request(), async |failed| {
             let mut busy = failure(Cause::Busy { status: 503, code: "SlowDown".into() });
-            busy.retry_after = Some(Duration::from_secs(5));
+            busy.retry_after_seconds = Some(5);
             if failed < 4 { Err(busy) } else { Ok(failed) }
         })
         .await;

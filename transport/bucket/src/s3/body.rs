@@ -141,7 +141,8 @@ impl Body {
         loop {
             shared.retrier.pause_or_give_up(&mut self.tries, self.begun, error).await?;
             let request = shared.request(RequestKind::Get, &self.key, 0);
-            let asked = shared.retrier.once(&request, ask(&shared, &request, &self.key, &options)).await;
+            let asked =
+                shared.retrier.once(&request, Box::pin(ask(&shared, &request, &self.key, &options))).await;
             error = match asked {
                 // Not every server obeys `if-match`.
                 Ok(head)

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::io;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -41,7 +41,7 @@ where
             let retry_after = retry_after(raw, unix_now());
             let refusal = refusal(raw, service.err().code(), service.err().message());
             let mut error = new(cause_of_refusal(&refusal, unix_now()));
-            error.retry_after = retry_after;
+            error.retry_after_seconds = retry_after;
             error
         }
         SdkError::ResponseError(response) => {
@@ -90,8 +90,9 @@ fn refusal(raw: &HttpResponse, code: Option<&str>, message: Option<&str>) -> Ref
 /// What a refusal means. `now` is this machine's clock, in seconds since 1970.
 pub(super) fn cause_of_refusal(refusal: &Refusal, now: i64) -> Cause {
     let Refusal { status, code, message, .. } = refusal;
-    let code = code.clone();
-    match (&*code, *status) {
+    let named = || Box::from(if code.is_empty() { "no code" } else { code });
+    let message_text = || Box::from(&**message);
+    match (&**code, *status) {
         ("SignatureDoesNotMatch", _) => Cause::WrongSecret,
         ("InvalidAccessKeyId" | "InvalidToken" | "NotSignedUp", _) => Cause::UnknownKey,
         ("ExpiredToken" | "TokenRefreshRequired", _) => Cause::ExpiredToken,
@@ -103,30 +104,24 @@ pub(super) fn cause_of_refusal(refusal: &Refusal, now: i64) -> Cause {
             Cause::WrongRegion { region: refusal.region.clone().or_else(|| expected_region(message)) }
         }
         ("BadDigest" | "IncompleteBody" | "XAmzContentSHA256Mismatch" | "XAmzContentChecksumMismatch", _) => {
-            Cause::Altered { code }
+            Cause::Altered { code: named() }
         }
         ("PreconditionFailed", _) | (_, 412) => Cause::Exists,
         (_, 304) => Cause::Changed,
         ("SlowDown" | "ServiceUnavailable" | "TooManyRequests" | "RequestLimitExceeded", _)
-        | (_, 429 | 503) => Cause::Busy { status: *status, code: named(code) },
+        | (_, 429 | 503) => Cause::Busy { status: *status, code: named() },
         ("QuotaExceeded" | "XMinioStorageFull", _) | (_, 507) => Cause::Full,
-        ("NotImplemented", _) => {
-            Cause::Dialect { status: *status, code: named(code), message: message.clone() }
-        }
+        ("NotImplemented", _) => Cause::Dialect { status: *status, code: named(), message: message_text() },
         ("RequestTimeout" | "InternalError", _) | (_, 500..) | (_, 200..=299 | 408) => {
-            Cause::Server { status: *status, code: named(code), message: message.clone() }
+            Cause::Server { status: *status, code: named(), message: message_text() }
         }
         ("ConditionalRequestConflict" | "OperationAborted", _) | (_, 409) => {
-            Cause::Conflict { code: named(code) }
+            Cause::Conflict { code: named() }
         }
         ("NoSuchKey" | "NoSuchUpload" | "NotFound", _) | (_, 404) => Cause::NotFound,
         ("AccessDenied", _) | (_, 401 | 403) => Cause::Denied,
-        _ => Cause::Dialect { status: *status, code: named(code), message: message.clone() },
+        _ => Cause::Dialect { status: *status, code: named(), message: message_text() },
     }
-}
-
-fn named(code: String) -> String {
-    if code.is_empty() { "no code".into() } else { code }
 }
 
 /// The region in "the region 'us-east-1' is wrong; expecting 'eu-west-1'", which AWS and others say.
@@ -159,13 +154,9 @@ fn cause_of_connection(error: &(dyn Error + 'static)) -> Cause {
 }
 
 /// What the header `retry-after` asks for: seconds, or a date.
-fn retry_after(raw: &HttpResponse, now: i64) -> Option<Duration> {
+fn retry_after(raw: &HttpResponse, now: i64) -> Option<u32> {
     let value = raw.headers().get("retry-after")?.trim();
-    let seconds = match value.parse::<u64>() {
-        Ok(seconds) => seconds,
-        Err(_) => u64::try_from(http_date(value)? - now).ok()?,
-    };
-    Some(Duration::from_secs(seconds))
+    value.parse().ok().or_else(|| u32::try_from(http_date(value)? - now).ok())
 }
 
 fn http_date(text: &str) -> Option<i64> {
