@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::documents::Claim;
 use crate::keys::ClaimNumber;
+use crate::store_error::BucketError;
 
 /// Why something in a bucket cannot be read, put or used.
 #[derive(Debug, Error)]
@@ -148,7 +149,7 @@ impl RoadError {
             RoadError::Prefix { .. } => {
                 "use parts of letters, digits, '-', '_' and '.', separated by single '/'"
             }
-            RoadError::Store { source, .. } => store_hint(source),
+            RoadError::Store { source, .. } => return store_hint(source),
             RoadError::Version { .. } => "install the same release of thirdsite wherever the bucket is used",
             RoadError::TooLarge { .. } | RoadError::Document { .. } | RoadError::Claims { .. } => {
                 "something else writes below the bucket's prefix, or an object was changed; nothing is sent until it is as it was"
@@ -170,6 +171,9 @@ impl RoadError {
 
 fn store_kind(error: &object_store::Error) -> ErrorKind {
     use object_store::Error;
+    if let Some(own) = BucketError::within(error) {
+        return own.kind();
+    }
     match error {
         Error::PermissionDenied { .. }
         | Error::Unauthenticated { .. }
@@ -181,9 +185,12 @@ fn store_kind(error: &object_store::Error) -> ErrorKind {
     }
 }
 
-fn store_hint(error: &object_store::Error) -> &'static str {
+fn store_hint(error: &object_store::Error) -> String {
     use object_store::Error;
-    match error {
+    if let Some(own) = BucketError::within(error) {
+        return own.hint().unwrap_or_default();
+    }
+    let hint = match error {
         Error::PermissionDenied { .. } => {
             "allow this key to list, read and put objects below the bucket's prefix"
         }
@@ -192,5 +199,6 @@ fn store_hint(error: &object_store::Error) -> &'static str {
             "the server lacks what BUCKET.md says it must do; use another one"
         }
         _ => "",
-    }
+    };
+    hint.to_owned()
 }

@@ -18,7 +18,6 @@ pub mod lister;
 mod meter;
 mod probe;
 mod put_file;
-mod putter;
 mod retry;
 mod road;
 mod s3;
@@ -31,7 +30,6 @@ pub use error::RoadError;
 pub use meter::{Meter, MeteredStore, RequestKind, Traffic};
 pub use probe::{Ability, ProbeReport, probe};
 pub use put_file::put_file;
-pub use putter::{SegmentPutter, WholePutter};
 pub use retry::{Decision, RetryPolicy, Tries};
 pub use road::{BucketGroupStatus, BucketLink, BucketLinkOptions, ReceiptRule};
 pub use s3::{

@@ -5,7 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use object_store::path::Path;
 use object_store::{
     Extensions, MultipartUpload, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutResult,
@@ -77,15 +78,19 @@ async fn put_parts(
     bytes: u64,
 ) -> Result<PutResult, BucketError> {
     let failed = |error| BucketError::from_store_error("put", key.as_ref(), error);
-    let offsets = (0..bytes.div_ceil(PART_BYTES)).map(|part| part * PART_BYTES);
-    let contents =
-        stream::iter(offsets).then(|offset| read(file, offset, PART_BYTES.min(bytes - offset), key));
-    // A part gets its number when it is handed over, so this has to happen in order; only the sending overlaps.
-    let parts = contents.map_ok(|content| {
-        let part = upload.put_part(content.into());
-        async move { part.await.map_err(failed) }
-    });
-    parts.try_buffer_unordered(PARTS_MAX).try_collect::<()>().await?;
+    let mut sending = FuturesUnordered::new();
+    for part in 0..bytes.div_ceil(PART_BYTES) {
+        let offset = part * PART_BYTES;
+        let content = read(file, offset, PART_BYTES.min(bytes - offset), key).await?;
+        if sending.len() == PARTS_MAX {
+            sending.next().await.unwrap_or(Ok(())).map_err(failed)?;
+        }
+        // A part gets its number when it is handed over, so this has to happen in order; only the sending overlaps.
+        sending.push(upload.put_part(content.into()));
+    }
+    while let Some(sent) = sending.next().await {
+        sent.map_err(failed)?;
+    }
     upload.complete().await.map_err(failed)
 }
 

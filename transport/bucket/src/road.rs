@@ -31,7 +31,6 @@ use crate::documents::ClaimSource;
 use crate::error::RoadError;
 use crate::keys::BucketKeys;
 use crate::lister::GroupBucket;
-use crate::putter::{SegmentPutter, WholePutter};
 use group::GroupRoad;
 use status::GroupReport;
 
@@ -52,8 +51,6 @@ pub enum ReceiptRule {
 pub struct BucketLinkOptions {
     /// The bucket.
     pub store: Arc<dyn ObjectStore>,
-    /// How segments are put into it.
-    pub putter: Arc<dyn SegmentPutter>,
     /// The names of what is in it.
     pub keys: BucketKeys,
     /// What it is called in `status` and logs.
@@ -84,7 +81,6 @@ impl BucketLinkOptions {
     /// The usual behaviour. `seed` should differ between sources.
     pub fn new(store: Arc<dyn ObjectStore>, keys: BucketKeys, bucket: impl Into<String>, seed: u64) -> Self {
         Self {
-            putter: Arc::new(WholePutter(store.clone())),
             store,
             keys,
             bucket: bucket.into(),

@@ -294,6 +294,12 @@ impl BucketError {
         }
     }
 
+    /// The error of this crate that a backend's error carries, if it does.
+    #[must_use]
+    pub fn within(error: &StoreError) -> Option<&Self> {
+        chain(error).find_map(|error| error.downcast_ref::<Self>())
+    }
+
     /// What a backend's error means. Those of this crate's S3 are taken out of their wrapping.
     #[must_use]
     pub fn from_store_error(operation: &'static str, place: impl Into<Box<str>>, error: StoreError) -> Self {

@@ -295,7 +295,7 @@ impl Running<'_> {
                 let context = PutContext {
                     bucket: road.bucket.clone(),
                     outbox: outbox.clone(),
-                    putter: road.options.putter.clone(),
+                    store: road.options.store.clone(),
                     permits: road.permits.clone(),
                     start: self.start,
                 };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use journal_format::FormatError;
 use journal_format::segment::{HEADER_BYTES, Header, TRAILER_BYTES, Trailer};
-use object_store::Error as StoreError;
+use object_store::{Error as StoreError, ObjectStore, PutMode};
 use tokio::sync::Semaphore;
 use transport::{Outbox, Refusal, RefusalKind, SegmentDescriptor};
 
@@ -16,14 +16,14 @@ use super::session::PutFailure;
 use crate::error::RoadError;
 use crate::keys::{ClaimNumber, SegmentName};
 use crate::lister::{GroupBucket, failed};
-use crate::putter::SegmentPutter;
+use crate::put_file::put_file;
 
 /// What a put needs.
 #[derive(Clone)]
 pub(super) struct PutContext {
     pub(super) bucket: GroupBucket,
     pub(super) outbox: Arc<dyn Outbox>,
-    pub(super) putter: Arc<dyn SegmentPutter>,
+    pub(super) store: Arc<dyn ObjectStore>,
     /// Puts that may be under way at once, over all groups.
     pub(super) permits: Arc<Semaphore>,
     pub(super) start: ClaimNumber,
@@ -36,8 +36,9 @@ pub(super) async fn put(context: PutContext, segment: SegmentDescriptor) -> Resu
     let file = blocking(&context.outbox, move |outbox| open(outbox, &segment)).await?;
     let name = SegmentName { claim: context.start, sequence: segment.position.sequence };
     let key = context.bucket.keys().segment(name);
-    match context.putter.put_segment(&key, Arc::new(file), segment.size_bytes).await {
-        Ok(()) => Ok(()),
+    let put = put_file(&*context.store, &key, &Arc::new(file), segment.size_bytes, PutMode::Create).await;
+    match put.map_err(StoreError::from) {
+        Ok(_) => Ok(()),
         // The answer to an earlier try was lost, or the name is not ours alone.
         Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
             let found = context.bucket.position(name).await.map_err(bucket)?;
