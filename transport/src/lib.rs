@@ -29,7 +29,9 @@ pub mod wire;
 
 pub use enrolment::{EnrolledPeer, Enrolment, EnrolmentError};
 pub use identity::{Fingerprint, Identity, IdentityError, PublicKey, Signature};
-pub use link::{CallError, Caller, LinkError, LinkLimits, LinkOptions, LinkStats, PendingCall, SourceLink};
+pub use link::{
+    CallError, Caller, LinkError, LinkHandle, LinkLimits, LinkOptions, LinkStats, PendingCall, SourceLink,
+};
 pub use names::PeerName;
 pub use network::{Network, SystemNetwork};
 pub use session::Backoff;

@@ -125,12 +125,31 @@ impl LinkOptions {
 #[derive(Debug)]
 pub struct SourceLink {
     callers: HashMap<GroupName, Caller>,
+    handle: LinkHandle,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+/// Looks at a link, and limits it.
+#[derive(Clone, Debug)]
+pub struct LinkHandle {
     turns: Arc<Turns>,
     meter: Arc<Meter>,
     memory: Arc<PathMemory>,
     stats: Arc<StatsKeeper>,
-    shutdown: CancellationToken,
-    task: JoinHandle<()>,
+}
+
+impl LinkHandle {
+    /// Changes what may be sent from now on.
+    pub fn set_limits(&self, limits: &LinkLimits) {
+        self.meter.set_rate(limits.link);
+        self.turns.set_limits(&limits.groups);
+    }
+
+    /// How the line fares. Its rate is what `initial_rate` of the next process should be.
+    pub fn stats(&self) -> LinkStats {
+        self.stats.read(&self.memory, self.meter.sent_bytes())
+    }
 }
 
 impl SourceLink {
@@ -190,18 +209,13 @@ impl SourceLink {
             shutdown: shutdown.clone(),
         };
         let task = runtime.spawn(link.run(backoff));
-        Ok(Self { callers, turns, meter, memory, stats, shutdown, task })
+        let handle = LinkHandle { turns, meter, memory, stats };
+        Ok(Self { callers, handle, shutdown, task })
     }
 
-    /// Changes what may be sent from now on.
-    pub fn set_limits(&self, limits: &LinkLimits) {
-        self.meter.set_rate(limits.link);
-        self.turns.set_limits(&limits.groups);
-    }
-
-    /// How the line fares. Its rate is what `initial_rate` of the next process should be.
-    pub fn stats(&self) -> LinkStats {
-        self.stats.read(&self.memory, self.meter.sent_bytes())
+    /// What looks at the link, and limits it, from elsewhere.
+    pub fn handle(&self) -> LinkHandle {
+        self.handle.clone()
     }
 
     /// The way to ask the site about a group; works whenever the group's session is open. None if the group is not shipped here.

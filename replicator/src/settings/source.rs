@@ -10,6 +10,7 @@ use journal_format::segment::VolumeKind;
 use journal_format::{GroupName, VolumeName};
 use serde::{Deserialize, Serialize};
 use transport::PeerName;
+use transport_bucket::{BucketSettings, Receipts};
 
 use super::Settings;
 use crate::failure::Failure;
@@ -21,6 +22,7 @@ use super::units::{Listen, duration, optional_size, size};
 const MEMORY_BUDGET_MIN_BYTES: u64 = 16 << 20;
 const RESYNC_RATE_MIN_BYTES: u64 = 1 << 20;
 const JOURNAL_LIMIT_MIN_BYTES: u64 = 64 << 20;
+const RATE_MIN_BYTES: u64 = 16 << 10;
 const DEDUP_COVERS_MIN_BYTES: u64 = 1 << 30;
 
 /// The protected site's settings.
@@ -57,6 +59,13 @@ pub(crate) struct TargetTable {
     pub(crate) name: TargetName,
     /// A recovery site's daemon.
     site: Option<SiteTable>,
+    /// A bucket: the keys of `transport/bucket/BUCKET.md`.
+    bucket: Option<BucketSettings>,
+    /// Fingerprint of the recovery site whose word is waited for, if the bucket's settings say `receipts = "checked"`.
+    checked_by: Option<String>,
+    /// Bytes that a site is sent in a second at most, headers included.
+    #[serde(default, deserialize_with = "optional_size")]
+    pub(crate) rate_max: Option<u64>,
 }
 
 /// What a target is.
@@ -64,6 +73,8 @@ pub(crate) struct TargetTable {
 pub(crate) enum Place<'a> {
     /// A recovery site's daemon, over QUIC.
     Site(&'a SiteTable),
+    /// A bucket, without a server of ours.
+    Bucket(&'a BucketSettings, Option<&'a String>),
 }
 
 /// What a target is, in one word.
@@ -72,6 +83,8 @@ pub(crate) enum Place<'a> {
 pub(crate) enum TargetKind {
     /// A recovery site's daemon, over QUIC.
     Site,
+    /// A bucket.
+    Bucket,
 }
 
 /// Name of a target: like that of a peer.
@@ -80,22 +93,48 @@ pub(crate) type TargetName = PeerName;
 impl TargetTable {
     /// What the target is. Settings that were checked have exactly one.
     pub(crate) fn place(&self) -> Place<'_> {
-        let site = self.site.as_ref().expect("the settings were checked");
-        Place::Site(site)
+        match (&self.site, &self.bucket) {
+            (Some(site), None) => Place::Site(site),
+            (None, Some(bucket)) => Place::Bucket(bucket, self.checked_by.as_ref()),
+            _ => unreachable!("the settings were checked"),
+        }
     }
 
     /// The same in one word.
     pub(crate) fn kind(&self) -> TargetKind {
         match self.place() {
             Place::Site(_) => TargetKind::Site,
+            Place::Bucket(..) => TargetKind::Bucket,
         }
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.site.is_none() {
-            return Err(format!("target '{}' has no [target.site]", self.name));
+        let name = &self.name;
+        if self.rate_max.is_some_and(|rate| rate < RATE_MIN_BYTES) {
+            return Err(format!("target '{name}': rate_max is smaller than 16KiB"));
         }
-        Ok(())
+        let bucket = match (&self.site, &self.bucket) {
+            (Some(_), None) if self.checked_by.is_none() => return Ok(()),
+            (Some(_), None) => return Err(format!("target '{name}': checked_by is for buckets")),
+            (None, Some(bucket)) => bucket,
+            _ => return Err(format!("target '{name}' needs either [target.site] or [target.bucket]")),
+        };
+        bucket.check().map_err(|error| {
+            let hint = error.hint().map_or_else(String::new, |hint| format!("; {hint}"));
+            format!("target '{name}': {error}{hint}")
+        })?;
+        if self.rate_max.is_some() {
+            return Err(format!("target '{name}': rate_max is for sites"));
+        }
+        match (bucket.receipts, &self.checked_by) {
+            (Receipts::Checked, None) => Err(format!(
+                "target '{name}': receipts = \"checked\" needs checked_by, the fingerprint of the recovery site that runs 'thirdsite store check'"
+            )),
+            (Receipts::Stored, Some(_)) => {
+                Err(format!("target '{name}': checked_by has no meaning without receipts = \"checked\""))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -107,6 +146,8 @@ pub(crate) struct SiteTable {
     pub(crate) address: String,
     /// Fingerprint of the site's identity.
     pub(crate) fingerprint: String,
+    /// Another one that is trusted as well, while the site changes its identity.
+    pub(crate) next_fingerprint: Option<String>,
 }
 
 /// `[pair]`.
@@ -178,6 +219,12 @@ pub(crate) struct GroupTable {
     /// Limit of the journal on disk, in bytes.
     #[serde(default = "default_journal_limit", deserialize_with = "size")]
     pub(crate) journal_limit: u64,
+    /// Bytes that are sent to each site in a second at most.
+    #[serde(default, deserialize_with = "optional_size")]
+    pub(crate) rate_max: Option<u64>,
+    /// How old the newest point at a target may become: whichever group would break its own first is sent first.
+    #[serde(default = "default_rpo", deserialize_with = "duration")]
+    pub(crate) rpo: Duration,
     /// Bytes that a resync reads in a second at most.
     #[serde(default, deserialize_with = "optional_size")]
     pub(crate) resync_rate: Option<u64>,
@@ -285,6 +332,9 @@ impl GroupTable {
         if self.clear_interval < Duration::from_millis(100) {
             return Err(format!("group '{group}': clear_interval is shorter than 100ms"));
         }
+        if self.rate_max.is_some_and(|rate| rate < RATE_MIN_BYTES) {
+            return Err(format!("group '{group}': rate_max is smaller than 16KiB"));
+        }
         if self.memory_budget < MEMORY_BUDGET_MIN_BYTES {
             return Err(format!("group '{group}': memory_budget is smaller than 16MiB"));
         }
@@ -351,11 +401,12 @@ impl SourceSettings {
 
     /// Finds out at the start whether every fingerprint is one.
     pub(crate) fn check_fingerprints(&self) -> Result<(), Failure> {
-        let of_targets = self.targets.iter().map(|target| match target.place() {
-            Place::Site(site) => &site.fingerprint,
+        let of_targets = self.targets.iter().flat_map(|target| match target.place() {
+            Place::Site(site) => [Some(&site.fingerprint), site.next_fingerprint.as_ref()],
+            Place::Bucket(_, checked_by) => [checked_by, None],
         });
         let of_pair = self.pair.iter().map(|pair| &pair.fingerprint);
-        of_targets.chain(of_pair).try_for_each(|text| parse_fingerprint(text).map(drop))
+        of_targets.flatten().chain(of_pair).try_for_each(|text| parse_fingerprint(text).map(drop))
     }
 
     /// A write has to wait for the pair's other host as long as that is waited for, and a little longer.
@@ -374,6 +425,10 @@ impl Settings for SourceSettings {
             *path = folder.join(&path);
         }
         self.tap.listen.iter_mut().for_each(|listen| listen.resolve(folder));
+        self.targets
+            .iter_mut()
+            .flat_map(|target| &mut target.bucket)
+            .for_each(|bucket| bucket.resolve(folder));
         for volume in self.groups.iter_mut().flat_map(|group| &mut group.volumes) {
             volume.leg = folder.join(&volume.leg);
         }
@@ -425,6 +480,10 @@ fn first_double<'a, T: Eq + std::hash::Hash>(mut items: impl Iterator<Item = &'a
 
 fn default_cut_interval() -> Duration {
     Duration::from_secs(1)
+}
+
+fn default_rpo() -> Duration {
+    Duration::from_secs(10)
 }
 
 fn default_memory_budget() -> u64 {

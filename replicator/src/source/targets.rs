@@ -183,6 +183,11 @@ impl Targets {
         }
     }
 
+    /// What a target that is on the chain has; `None` while that is not known.
+    pub(super) fn has(&self, number: usize) -> Option<Option<Position>> {
+        self.standings().has(number)
+    }
+
     pub(super) fn connected(&self, number: usize) {
         self.targets[number].set_link(true, None);
         self.targets[number].bell.connected();

@@ -31,7 +31,7 @@ pub use meter::{Meter, MeteredStore, RequestKind, Traffic};
 pub use probe::{Ability, ProbeReport, probe};
 pub use put_file::put_file;
 pub use retry::{Decision, RetryPolicy, Tries};
-pub use road::{BucketGroupStatus, BucketLink, BucketLinkOptions, ReceiptRule};
+pub use road::{BucketGroupStatus, BucketLink, BucketLinkHandle, BucketLinkOptions, ReceiptRule};
 pub use s3::{
     Authority, AuthorityError, Checksums, CredentialsSource, IfAbsent, KeyFileError, S3Options, S3Store,
 };

@@ -6,6 +6,7 @@ mod claiming;
 mod group;
 mod head;
 mod open;
+mod probing;
 mod put;
 mod session;
 mod status;
@@ -31,6 +32,7 @@ use crate::documents::ClaimSource;
 use crate::error::RoadError;
 use crate::keys::BucketKeys;
 use crate::lister::GroupBucket;
+use crate::settings::Fencing;
 use group::GroupRoad;
 use status::GroupReport;
 
@@ -55,6 +57,8 @@ pub struct BucketLinkOptions {
     pub keys: BucketKeys,
     /// What it is called in `status` and logs.
     pub bucket: String,
+    /// What the server is asked to prove before anything is put; none for one that is known.
+    pub probe_for: Option<Fencing>,
     /// When a position is received.
     pub receipts: ReceiptRule,
     /// Version of this software, for people.
@@ -84,6 +88,7 @@ impl BucketLinkOptions {
             store,
             keys,
             bucket: bucket.into(),
+            probe_for: None,
             receipts: ReceiptRule::Stored,
             software: concat!("thirdsite ", env!("CARGO_PKG_VERSION")).to_owned(),
             heartbeat_interval: Duration::from_secs(60),
@@ -139,6 +144,9 @@ impl BucketLink {
         let roads: Vec<GroupRoad> = outboxes.into_iter().map(road).collect();
         let reports = roads.iter().map(|road| road.report.clone()).collect();
         let task = runtime.spawn(async move {
+            if probing::until_usable(&roads).await.is_none() {
+                return;
+            }
             let mut groups = JoinSet::new();
             for road in roads {
                 groups.spawn(supervise(road));
@@ -150,7 +158,12 @@ impl BucketLink {
 
     /// How each group fares, in the order of the outboxes.
     pub fn status(&self) -> Vec<BucketGroupStatus> {
-        self.reports.iter().map(|report| report.read()).collect()
+        self.handle().status()
+    }
+
+    /// What looks at the link from elsewhere.
+    pub fn handle(&self) -> BucketLinkHandle {
+        BucketLinkHandle { reports: self.reports.clone() }
     }
 
     /// Ends in good order, within about 5 seconds: waits for the puts that are under way, tells their receipts, and puts a last heartbeat. What was
@@ -162,6 +175,19 @@ impl BucketLink {
         {
             warn!("the link had failed before it was shut down");
         }
+    }
+}
+
+/// Looks at a link.
+#[derive(Clone, Debug)]
+pub struct BucketLinkHandle {
+    reports: Vec<Arc<GroupReport>>,
+}
+
+impl BucketLinkHandle {
+    /// How each group fares, in the order of the outboxes.
+    pub fn status(&self) -> Vec<BucketGroupStatus> {
+        self.reports.iter().map(|report| report.read()).collect()
     }
 }
 

@@ -155,6 +155,14 @@ impl Standings {
         Some(slowest)
     }
 
+    /// What a target that is on the chain has.
+    pub(super) fn has(&self, target: usize) -> Option<Option<Position>> {
+        match &self.standings[target] {
+            Standing::At(position) => Some(*position),
+            _ => None,
+        }
+    }
+
     /// Why a target has lost its place, if it has.
     pub(super) fn lost_place(&self, target: usize) -> Option<&str> {
         match &self.standings[target] {

@@ -79,11 +79,11 @@ impl GroupRoad {
         self.tell(LinkState::Stopped).await;
     }
 
-    async fn tell(&self, state: LinkState) {
+    pub(super) async fn tell(&self, state: LinkState) {
         blocking(&self.outbox, move |outbox| outbox.link(state)).await;
     }
 
-    async fn failed(&self, error: &Arc<RoadError>) {
+    pub(super) async fn failed(&self, error: &Arc<RoadError>) {
         let group = self.outbox.group();
         warn!(%group, error = with_causes(&**error), hint = error.hint(), "the bucket cannot be used");
         self.report.failed(with_causes(&**error));
