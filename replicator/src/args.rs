@@ -70,6 +70,68 @@ pub(crate) enum Command {
     /// Measure the transport over an emulated wide-area link, on this host alone
     #[command(subcommand)]
     WanLab(WanLabCommand),
+    /// Look after stores: the recovery site's word on a bucket, copies
+    Store(StoreCommand),
+}
+
+const CHECK_EXAMPLES: &str = "Examples:
+  thirdsite store check --store s3://dr-bucket/site-a
+  thirdsite store check --store s3://dr-bucket/site-a --identity /etc/thirdsite/identity --every 60s
+
+With an identity its receipt is put as checked.json: sources with 'receipts = \"checked\"' trim no sooner. Damage is never receipted.";
+
+const COPY_EXAMPLES: &str = "Examples:
+  thirdsite store copy --from s3://dr-bucket/site-a --to /srv/thirdsite demo
+  thirdsite store copy --from /srv/thirdsite --to s3://dr-bucket/site-a --fingerprint 5f0c… demo
+
+Interrupted, it goes on where it was when it is run again. No daemon may write to a folder that is copied to meanwhile.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Read what is new in a bucket whole, with everything that it refers to, and say how far it is sound
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check(CheckArgs),
+    /// Copy what another store lacks of a group
+    #[command(after_help = COPY_EXAMPLES)]
+    Copy(CopyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The bucket: s3://BUCKET/PREFIX, or file:///FOLDER
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Location,
+    /// Folder of the recovery site's identity; without it nothing is put into the bucket
+    #[arg(long, value_name = "DIR")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Look again and again, with this time between the looks, until Ctrl-C or SIGTERM
+    #[arg(long, value_parser = humantime::parse_duration, value_name = "DURATION")]
+    pub(crate) every: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+    /// Print JSON, a line for each look
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CopyArgs {
+    /// The group
+    pub(crate) group: GroupName,
+    /// Store that has it: a folder, s3://BUCKET/PREFIX or file:///FOLDER; repeat to read several as one
+    #[arg(long, value_name = "DIR|URL", required = true)]
+    pub(crate) from: Vec<Location>,
+    /// Store that gets it; it is made if there is none
+    #[arg(long, value_name = "DIR|URL")]
+    pub(crate) to: Location,
+    /// Fingerprint of the protected site, which claims in a bucket bear, if the store that is copied from does not know it
+    #[arg(long)]
+    pub(crate) fingerprint: Option<String>,
+    #[command(flatten)]
+    pub(crate) bucket: BucketArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]

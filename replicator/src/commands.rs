@@ -1,6 +1,8 @@
 //! The commands of the operator, other than the daemons.
 
 mod boot;
+mod check;
+mod copy;
 mod daemon;
 mod pair;
 mod place;
@@ -15,6 +17,8 @@ mod verify;
 mod wan_lab;
 
 pub(crate) use self::boot::boot;
+pub(crate) use self::check::check;
+pub(crate) use self::copy::copy;
 pub(crate) use self::daemon::{cut, status};
 pub(crate) use self::pair::takeover;
 pub(crate) use self::point::list_points;

@@ -22,6 +22,7 @@ use tracing_subscriber::EnvFilter;
 use crate::args::{
     Cli, Command, IdentityCommand, PairCommand, PointCommand, SeedCommand, SiteCommand, SourceCommand,
     TapCommand, WanLabCommand,
+    StoreCommand, TapCommand,
 };
 use crate::failure::{Failure, exit};
 use crate::settings::SettingsError;
@@ -83,6 +84,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::WanLab(WanLabCommand::Profiles { name, json }) => {
             commands::list_profiles(name.as_deref(), json)
         }
+        Command::Store(StoreCommand::Check(args)) => commands::check(&args, &runtime()?),
+        Command::Store(StoreCommand::Copy(args)) => commands::copy(&args),
     }
 }
 

@@ -116,11 +116,11 @@ fn store_of(target: &ImportTarget) -> anyhow::Result<PathBuf> {
     }
 }
 
-fn open_writer(store: &Path) -> Result<StoreWriter, Failure> {
+pub(super) fn open_writer(store: &Path) -> Result<StoreWriter, Failure> {
     StoreWriter::open(store, WriterOptions::default()).map_err(|error| match error {
         StoreError::Locked { .. } => {
             let hint =
-                "stop the recovery site's daemon ('thirdsite site run') while the seed is imported, and start it again then";
+                "stop the recovery site's daemon ('thirdsite site run') meanwhile, and start it again then";
             Failure::of(&error, error.kind(), hint)
         }
         error => store_failure(&error),
