@@ -60,21 +60,22 @@ impl Copied {
     }
 }
 
-/// The chain of a group, of which the target has what `head` says; answers what it lacks.
+/// What the target lacks of a group's chain. It has the group up to `head`, which may be ahead of the chain; `theirs` answers the hash of its
+/// segment at a place.
 fn missing<'a>(
     group: &GroupName,
     chain: &'a [SegmentRow],
     head: Option<Position>,
+    theirs: impl Fn(Sequence) -> Result<Option<Hash>, StoreError>,
 ) -> Result<&'a [SegmentRow], CopyError> {
     let Some(head) = head else { return Ok(chain) };
     // The first segment of a chain has sequence 1.
-    let place = head.sequence.0 as usize;
-    match chain.get(place - 1) {
-        Some(row) if row.position.hash == head.hash => Ok(&chain[place..]),
-        // The target may be ahead.
-        None => Ok(&[]),
-        Some(_) => Err(CopyError::Diverged { group: group.clone(), head }),
+    let common = chain.len().min(head.sequence.0 as usize);
+    let Some(row) = chain[..common].last() else { return Ok(chain) };
+    if theirs(row.position.sequence)? == Some(row.position.hash) {
+        return Ok(&chain[common..]);
     }
+    Err(CopyError::Diverged { group: group.clone(), head })
 }
 
 /// Reads a segment as a whole and verifies it.
@@ -95,8 +96,8 @@ pub fn copy_to_folder(
 ) -> Result<Copied, CopyError> {
     let chain = from.whole_chain(group)?;
     let mut copied = Copied::of(group, &chain);
-    let missing = missing(group, &chain, writer.head(group))?;
     copied.head = writer.head(group);
+    let missing = missing(group, &chain, copied.head, |place| writer.attached_hash(group, place))?;
     let (Some(last), Some(source)) = (missing.last(), from.segments().writer(group)?) else {
         return Ok(copied);
     };
@@ -149,8 +150,10 @@ pub fn copy_to_bucket(
 ) -> Result<Copied, CopyError> {
     let chain = from.whole_chain(group)?;
     let target = Target::open(to, group)?;
-    let head = target.head(to)?;
-    let missing = missing(group, &chain, head)?;
+    let (there, head) = target.head(to)?;
+    let missing = missing(group, &chain, head, |place| {
+        Ok(there.catalog().segment(group, place)?.map(|row| row.position.hash))
+    })?;
     let mut copied = Copied::of(group, &chain);
     copied.head = head;
     let Some(last) = missing.last() else { return Ok(copied) };
@@ -208,11 +211,11 @@ impl Target {
         answered.map_err(|source| road(&self.place, source))
     }
 
-    fn head(&self, to: &BucketCopy) -> Result<Option<Position>, CopyError> {
+    fn head(&self, to: &BucketCopy) -> Result<(Store, Option<Position>), CopyError> {
         let store = Store::open_bucket(&self.place, &to.cache, &|_, _| {})?;
         match store.group(&self.group) {
-            Ok(summary) => Ok(summary.head),
-            Err(StoreError::UnknownGroup { .. }) => Ok(None),
+            Ok(summary) => Ok((store, summary.head)),
+            Err(StoreError::UnknownGroup { .. }) => Ok((store, None)),
             Err(error) => Err(error.into()),
         }
     }

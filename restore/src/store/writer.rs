@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use journal_format::segment::{SegmentIndex, SegmentSource};
-use journal_format::{GroupName, Hash, Position, Timestamp};
+use journal_format::{GroupName, Hash, Position, Sequence, Timestamp};
 use transport::{Heartbeat, PeerName};
 
 use super::attach::Timeline;
@@ -155,6 +155,15 @@ impl StoreWriter {
             received_again_bytes: group.received_again_bytes.load(Ordering::Relaxed),
             compared_bytes: group.compared_bytes.load(Ordering::Relaxed),
         }
+    }
+
+    /// The hash of the segment that is attached at a place of a group's chain.
+    pub(crate) fn attached_hash(
+        &self,
+        group: &GroupName,
+        place: Sequence,
+    ) -> Result<Option<Hash>, StoreError> {
+        Ok(self.shared.catalog().segment(group, place)?.map(|row| row.position.hash))
     }
 
     /// Up to where a group's segments are attached; `None` before the first.

@@ -11,7 +11,7 @@ use transport::Inbox;
 use transport_bucket::keys::ClaimNumber;
 
 use crate::bucket::{TestBucket, cache_in};
-use crate::history::{History, filled, peer, segment_path};
+use crate::history::{History, filled, open_writer, peer, segment_path, send};
 use crate::references::{Carried, Chain, hash_of, noise};
 
 fn into_bucket(
@@ -62,7 +62,11 @@ fn a_group_goes_from_a_folder_to_a_bucket_and_back() {
     // What is new goes on behind it.
     let before = history.segments.len();
     history.cut();
-    filled(folder.path(), &history);
+    let writer = open_writer(folder.path(), &history.group);
+    for segment in &history.segments[before..] {
+        assert_eq!(send(&writer, &history.group, segment).unwrap(), Some(segment.position));
+    }
+    drop(writer);
     let copied = into_bucket(&Store::open(folder.path()).unwrap(), &bucket, cache.path(), &history).unwrap();
     assert_eq!(copied.copied_segments, (history.segments.len() - before) as u64);
     history.assert_points(&bucket.open(cache.path()));
