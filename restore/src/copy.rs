@@ -7,17 +7,19 @@ mod error;
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use journal_format::{Generation, GroupName, Hash, Position, Sequence, Timestamp};
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutOptions};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode};
+use tokio::runtime::Handle;
 use transport::{Begin, Fingerprint, Inbox, PeerName, RefusalKind, SegmentDescriptor};
-use transport_bucket::RoadError;
 use transport_bucket::documents::{Claim, ClaimKind, ClaimSource, SessionId, StoreMark};
 use transport_bucket::keys::{BucketKeys, ClaimNumber, SegmentName};
 use transport_bucket::lister::{GroupBucket, Put, put_document};
+use transport_bucket::{RoadError, put_file};
 
 pub use self::error::CopyError;
 use crate::bucket::{BucketPlace, Objects, Promise};
@@ -287,14 +289,15 @@ impl Target {
         let key = self.bucket.keys().segment(SegmentName { claim, sequence });
         let (store, to) = (self.place.objects.clone(), key.clone());
         let put = self.objects.begin(async move {
-            let options = PutOptions::from(PutMode::Create);
-            match store.put_opts(&to, bytes.clone().into(), options).await {
+            let (staged, by, at) = (bytes.clone(), Arc::clone(&store), to.clone());
+            let put = tokio::task::spawn_blocking(move || put_staged(&staged, &*by, &at)).await;
+            match put.map_err(|source| object_store::Error::JoinError { source })? {
                 Err(error @ object_store::Error::AlreadyExists { .. }) => {
                     // The answer to our own put may have been lost.
                     let found = store.get(&to).await?.bytes().await?;
                     if Hash::of(&found) == Hash::of(&bytes) { Ok(()) } else { Err(error) }
                 }
-                result => result.map(drop),
+                result => result,
             }
         });
         (key, put)
@@ -322,6 +325,17 @@ impl Target {
 
 fn road(place: &BucketPlace, source: RoadError) -> CopyError {
     StoreError::BucketContent { url: place.url.clone(), source: Box::new(source) }.into()
+}
+
+/// Puts bytes by way of a temporary file without a name: large ones are put in parts, from a file. On a thread that may block.
+fn put_staged(bytes: &[u8], store: &dyn ObjectStore, key: &Path) -> object_store::Result<()> {
+    let staged = tempfile::tempfile().and_then(|mut file| file.write_all(bytes).map(|()| Arc::new(file)));
+    let file = staged.map_err(|source| object_store::Error::Generic {
+        store: "the folder for temporary files",
+        source: source.into(),
+    })?;
+    let put = put_file(store, key, &file, bytes.len() as u64, PutMode::Create);
+    Handle::current().block_on(put).map(drop).map_err(object_store::Error::from)
 }
 
 fn random_session() -> Result<SessionId, StoreError> {

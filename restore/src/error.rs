@@ -224,6 +224,19 @@ fn bucket_kind(error: &object_store::Error) -> ErrorKind {
     }
 }
 
+fn content_hint(error: &RoadError) -> &'static str {
+    match error {
+        RoadError::Version { .. } => "install the same release of thirdsite wherever the bucket is used",
+        RoadError::Prefix { .. } => "use parts of letters, digits, '-', '_' and '.', separated by single '/'",
+        RoadError::Store { .. } => {
+            "check the bucket's name, the endpoint, the keys' rights and the way to it, then try again"
+        }
+        _ => {
+            "something else writes below the bucket's prefix, or an object was changed: restore it if the bucket keeps versions"
+        }
+    }
+}
+
 fn bucket_hint(error: &object_store::Error) -> &'static str {
     use object_store::Error::{NotFound, PermissionDenied, Unauthenticated};
     match error {
@@ -285,7 +298,7 @@ impl StoreError {
             }
             StoreError::TooMany { .. } => "name fewer stores",
             StoreError::Bucket { source, .. } => bucket_hint(source),
-            StoreError::BucketContent { source, .. } => source.hint(),
+            StoreError::BucketContent { source, .. } => content_hint(source),
             StoreError::Version { .. } => {
                 "use the release of thirdsite that wrote this store, or a later one"
             }

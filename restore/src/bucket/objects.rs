@@ -14,6 +14,8 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use transport_bucket::BucketError;
+
 use super::BucketPlace;
 use crate::error::StoreError;
 
@@ -219,7 +221,14 @@ impl Objects {
 /// Whether an error may be gone when the request is made again.
 fn passes(error: &object_store::Error) -> bool {
     use object_store::Error::{Generic, JoinError};
-    matches!(error, Generic { .. } | JoinError { .. })
+    match error {
+        // What a store says of itself is more exact.
+        Generic { source, .. } => {
+            source.downcast_ref::<BucketError>().is_none_or(|error| error.cause.is_passing())
+        }
+        JoinError { .. } => true,
+        _ => false,
+    }
 }
 
 fn found<T>(result: Result<T, SharedError>) -> Result<Option<T>, SharedError> {
