@@ -1,16 +1,21 @@
 //! Opening the stores that the arguments name: folders, and buckets through the cache.
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
+use std::time::Duration;
 
-use object_store::ObjectStore;
-use object_store::local::LocalFileSystem;
 use restore::{BucketPlace, CacheOptions, Place, Store};
 use tokio::runtime::{Handle, Runtime};
+use transport_bucket::{BucketSettings, CredentialsSource};
 
 use crate::args::{BucketArgs, Location, StoreArg};
-use crate::failure::{Failure, exit, store_failure};
+use crate::failure::{Failure, store_failure};
 use crate::output::progress_of_segments;
+
+/// Time until a request is given up; it is then made again for as long as the command is patient.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+const SETTINGS_HINT: &str = "transport/bucket/BUCKET.md lists the settings; without --bucket-config the environment counts (AWS_REGION, AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)";
 
 /// Opens the stores of the arguments for reading, as one.
 pub(super) fn open_store(args: &StoreArg) -> Result<Store, Failure> {
@@ -38,29 +43,74 @@ pub(super) fn place(location: &Location, args: &BucketArgs) -> Result<Place, Fai
 }
 
 fn bucket(url: &str, args: &BucketArgs) -> Result<BucketPlace, Failure> {
-    let Some(folder) = url.strip_prefix("file://").map(PathBuf::from) else {
-        let hint = "mount the bucket and name it as file:///FOLDER";
-        return Err(Failure::invalid(format!("{url}: this build has no S3 client"), hint));
+    let mut settings = match configured(url, &args.bucket_config)? {
+        Some(settings) => settings,
+        None => from_environment(url),
     };
+    // Whoever reads is patient, and says so; a request is given up early.
+    settings.deadline = settings.deadline.min(REQUEST_DEADLINE);
+    let opened = settings.open().map_err(|error| Failure::of(&error, error.kind(), SETTINGS_HINT))?;
     Ok(BucketPlace {
         url: url.to_owned(),
-        objects: folder_objects(&folder)?,
+        objects: opened.store,
         prefix: String::new(),
         runtime: runtime(),
         patience: args.patience,
     })
 }
 
-fn folder_objects(folder: &Path) -> Result<Arc<dyn ObjectStore>, Failure> {
-    let objects = LocalFileSystem::new_with_prefix(folder).map_err(|error| {
-        let hint = "give file:// and the absolute path of a folder that exists";
-        Failure::new(
-            exit::INVALID,
-            format!("'{}' cannot be used as a bucket: {error}", folder.display()),
-            hint,
+/// The settings among the files that name a bucket.
+fn configured(url: &str, files: &[PathBuf]) -> Result<Option<BucketSettings>, Failure> {
+    for path in files {
+        let settings = read_settings(path)?;
+        if settings.url.trim_end_matches('/') == url.trim_end_matches('/') {
+            return Ok(Some(settings));
+        }
+    }
+    match files {
+        [only] => {
+            let message = format!("'{}' is not about {url}", only.display());
+            Err(Failure::invalid(message, "give the settings of the bucket that is named with --store"))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn read_settings(path: &Path) -> Result<BucketSettings, Failure> {
+    let invalid = |reason: String| {
+        Failure::invalid(
+            format!("settings file '{}' cannot be used: {reason}", path.display()),
+            SETTINGS_HINT,
         )
-    })?;
-    Ok(Arc::new(objects))
+    };
+    let text = fs::read_to_string(path).map_err(|error| invalid(error.to_string()))?;
+    let mut settings: BucketSettings = toml::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+    let absolute = std::path::absolute(path).map_err(|error| invalid(error.to_string()))?;
+    settings.resolve(absolute.parent().unwrap_or(Path::new("/")));
+    Ok(settings)
+}
+
+/// What the environment says, as for other tools.
+fn from_environment(url: &str) -> BucketSettings {
+    let mut settings = BucketSettings::new(url);
+    if !url.starts_with("s3://") {
+        return settings;
+    }
+    let first = |names: &[&str]| {
+        names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    };
+    settings.region = first(&["AWS_REGION", "AWS_DEFAULT_REGION"]);
+    settings.endpoint = first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]);
+    settings.ca_file = first(&["AWS_CA_BUNDLE"]).map(PathBuf::from);
+    let keys = first(&["AWS_ACCESS_KEY_ID"]);
+    let profile = first(&["AWS_PROFILE"]);
+    let token = first(&["AWS_WEB_IDENTITY_TOKEN_FILE"]);
+    settings.credentials = Some(match (keys, profile, token) {
+        (None, Some(profile), _) => CredentialsSource::Profile(profile),
+        (None, None, Some(_)) => CredentialsSource::WebIdentity,
+        _ => CredentialsSource::Environment,
+    });
+    settings
 }
 
 /// What requests to buckets are performed on, for as long as the process lives.
