@@ -13,7 +13,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use journal_format::{GroupName, Hash, Sequence};
+use journal_format::{GroupName, Hash, Sequence, with_causes};
 use transport::PeerName;
 
 use crate::bucket::{BucketPlace, BucketSegments};
@@ -280,8 +280,13 @@ fn refresh_all(
             let (files, name) = (chain.unattached.len(), segments.place_listed(group, &first.file));
             tracing::warn!(%group, files, first = %name.display(), why = first.why, "segments are not reached by their chain");
         }
-        if let Some((heartbeat, at)) = segments.heartbeat(group)? {
-            catalog.put_heartbeat(group, &heartbeat, at)?;
+        match segments.heartbeat(group) {
+            Ok(Some((heartbeat, at))) => catalog.put_heartbeat(group, &heartbeat, at)?,
+            Ok(None) => {}
+            // Points do not rest on it.
+            Err(error) => {
+                tracing::warn!(%group, error = with_causes(&error), "what the source last said cannot be read");
+            }
         }
     }
     catalog.keep_only(&groups)

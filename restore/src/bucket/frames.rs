@@ -195,22 +195,18 @@ impl FrameFetcher {
         if let Some(bytes) = self.disk.get(Kind::Frame, &frame.hash) {
             return Ok(Stored::Cached(bytes));
         }
-        let flight = {
-            let mut flights = self.shared.flights();
-            // What has landed meanwhile is kept before it is not on its way any more.
-            if let Some(bytes) = self.shared.ready.get(&frame.hash) {
-                return Ok(Stored::Fetched(Bytes::clone(&bytes)));
-            }
-            self.board(&mut flights, frame)
-        };
-        flight.wait().map(Stored::Fetched)
+        let flights = self.shared.flights();
+        // What has landed meanwhile was kept before it was not on its way any more.
+        if let Some(bytes) = self.shared.ready.get(&frame.hash) {
+            return Ok(Stored::Fetched(Bytes::clone(&bytes)));
+        }
+        self.board(flights, frame).wait().map(Stored::Fetched)
     }
 
     /// The bytes of a frame as they are in the bucket now: what was read of it before is damaged.
     pub(super) fn read_again(&self, frame: &Wanted) -> Result<Bytes, SharedError> {
         self.forget(&frame.hash);
-        let flight = self.board(&mut self.shared.flights(), frame);
-        flight.wait()
+        self.board(self.shared.flights(), frame).wait()
     }
 
     /// Keeps a frame, which was verified, on this machine.
@@ -226,12 +222,15 @@ impl FrameFetcher {
     }
 
     /// The flight of a frame, which begins if there is none.
-    fn board(&self, flights: &mut HashMap<Hash, Arc<Flight>>, frame: &Wanted) -> Arc<Flight> {
-        let flight = flights.entry(frame.hash).or_insert_with(|| {
-            self.begin(Span { frames: vec![frame.clone()] }, 0);
-            Arc::default()
-        });
-        Arc::clone(flight)
+    fn board(&self, mut flights: MutexGuard<'_, HashMap<Hash, Arc<Flight>>>, frame: &Wanted) -> Arc<Flight> {
+        let flight = match flights.entry(frame.hash) {
+            Entry::Occupied(known) => return Arc::clone(known.get()),
+            Entry::Vacant(vacant) => Arc::clone(vacant.insert(Arc::default())),
+        };
+        // Without the lock: on a runtime that has ended it lands at once.
+        drop(flights);
+        self.begin(Span { frames: vec![frame.clone()] }, 0);
+        flight
     }
 
     /// Begins to fetch what is going to be read, as far as there is memory for it.

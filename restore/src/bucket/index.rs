@@ -50,7 +50,7 @@ pub(super) async fn fetch(
 ) -> Result<Outline, IndexError> {
     match size_bytes {
         Some(size) if size <= WHOLE_BYTES_MAX => {
-            let piece = objects.get(key, None).await?;
+            let piece = objects.get(key, Some(GetRange::Bounded(0..size))).await?;
             whole(piece.bytes)
         }
         Some(_) => {

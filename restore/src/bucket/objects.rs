@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use transport_bucket::BucketError;
+use transport_bucket::documents::DOCUMENT_BYTES_MAX;
 
 use super::BucketPlace;
 use crate::error::StoreError;
@@ -143,9 +144,10 @@ impl Objects {
         found(self.patiently(|| self.store.head(key)).await)
     }
 
-    /// Reads an object; nothing if it does not exist.
+    /// Reads a document; nothing if it does not exist. Of one that is too large only so much that this is seen.
     pub(crate) async fn find(&self, key: &Path) -> Result<Option<Piece>, SharedError> {
-        found(self.get(key, None).await)
+        let range = GetRange::Bounded(0..DOCUMENT_BYTES_MAX + 1);
+        found(self.get(key, Some(range)).await)
     }
 
     /// Reads an object as a whole, in parts, several at once; of a larger one than `bytes_max` only the beginning.

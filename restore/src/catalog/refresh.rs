@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use journal_format::segment::SegmentIndex;
-use journal_format::{ErrorKind, GroupName, Hash, Position, Sequence};
+use journal_format::{ErrorKind, GroupName, Hash, Position, Sequence, with_causes};
 use rusqlite::{OptionalExtension, params};
 
 use super::Catalog;
@@ -212,8 +212,8 @@ impl Catalog {
         let index = match reading.index(file) {
             Ok(index) => index,
             // A segment of a later version, or a damaged one: the chain ends before it. A disk that fails is an error.
-            Err(StoreError::Damaged { source, .. }) if source.kind() == ErrorKind::Corrupt => {
-                return Ok(Link::Broken(source.to_string()));
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                return Ok(Link::Broken(with_causes(&error)));
             }
             Err(error) => return Err(error),
         };

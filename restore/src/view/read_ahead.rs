@@ -5,8 +5,9 @@ use std::ops::Range;
 
 /// Readers that are followed at once in all volumes of a point.
 const READERS_MAX: usize = 32;
-/// How far from where a reader was expected it may read and still be the same one: clients have several requests under way.
-const SLACK_BYTES: u64 = 1 << 20;
+/// How far from where a reader was expected it may read and still be the same one: clients have several requests under way, and what lies in a
+/// frame that was decompressed is not asked for here. That is the size of the largest frame.
+const SLACK_BYTES: u64 = 4 << 20;
 /// What is expected of a reader that has gone on for the first time; twice as much each further time.
 const WINDOW_BYTES_MIN: u64 = 1 << 20;
 const WINDOW_BYTES_MAX: u64 = 32 << 20;

@@ -325,6 +325,11 @@ fn what_the_source_last_said_is_known_unless_it_was_fenced() {
     let heard = heard().unwrap();
     assert_eq!((heard.source_time, heard.backlog_bytes), (time_of(10), 77));
     assert_eq!(heard.newest_cut, Some((cut.epoch, cut.time)));
+    // One that cannot be read, or is much too large, does not keep anybody from the points.
+    for garbage in [b"{".to_vec(), vec![b' '; 1 << 20]] {
+        bucket.put(&key, garbage);
+        history.assert_points(&bucket.open(cache.path()));
+    }
 }
 
 #[test]
