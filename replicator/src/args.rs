@@ -11,6 +11,7 @@ use bytesize::ByteSize;
 use chrono::{DateTime, FixedOffset};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use journal_format::{BookmarkName, GroupName, PointId, VolumeName};
+use transport::PeerName;
 
 pub(crate) use self::wan_lab::{Engine, WanLabCommand, WanLabRunArgs};
 use crate::settings::Listen;
@@ -71,6 +72,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     WanLab(WanLabCommand),
     /// Look after stores: the recovery site's word on a bucket, copies
+    #[command(subcommand)]
     Store(StoreCommand),
 }
 
@@ -338,12 +340,52 @@ pub(crate) enum SourceCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Limit, at once, how fast a target is sent to; until the settings are taken in again
+    #[command(after_help = LIMIT_EXAMPLES)]
+    Limit {
+        /// Name of the target in the settings
+        target: PeerName,
+        /// Bytes in a second on the wire, headers included, for example 2MiB; or none
+        #[arg(value_parser = parse_rate)]
+        rate: Rate,
+        /// Limit this group only
+        #[arg(long)]
+        group: Option<GroupName>,
+        #[command(flatten)]
+        agent: AgentArg,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Hold the taps' listening sockets and keep 'source run' running behind them, for hosts without systemd
     Supervise {
         /// Settings file (source.toml)
         #[arg(long)]
         config: PathBuf,
     },
+}
+
+const LIMIT_EXAMPLES: &str = "Examples:
+  thirdsite source limit far-site 2MiB
+  thirdsite source limit far-site 512KiB --group archive
+  thirdsite source limit far-site none";
+
+/// Bytes in a second, or no limit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rate(pub(crate) Option<u64>);
+
+const RATE_MIN: ByteSize = ByteSize::kib(16);
+
+fn parse_rate(text: &str) -> Result<Rate, String> {
+    if text == "none" {
+        return Ok(Rate(None));
+    }
+    let rate: ByteSize =
+        text.parse().map_err(|error| format!("{error}; give a size such as 2MiB, or none"))?;
+    if rate < RATE_MIN {
+        return Err(format!("{text} is less than {RATE_MIN} in a second"));
+    }
+    Ok(Rate(Some(rate.as_u64())))
 }
 
 #[derive(Debug, Subcommand)]

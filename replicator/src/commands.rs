@@ -23,7 +23,7 @@ pub(crate) use self::daemon::{cut, status};
 pub(crate) use self::pair::takeover;
 pub(crate) use self::point::list_points;
 pub(crate) use self::recover::{export, restore};
-pub(crate) use self::reload::reload;
+pub(crate) use self::reload::{limit, reload};
 pub(crate) use self::resync::resync;
 pub(crate) use self::seed::{export_seed, import_seed};
 pub(crate) use self::tap::{insert, remove};

@@ -34,6 +34,13 @@ pub(crate) enum ControlRequest {
         /// Send everything without comparing.
         full: bool,
     },
+    /// How fast a target is sent to, or one group there, until the settings are taken in again.
+    Limit {
+        target: String,
+        group: Option<GroupName>,
+        /// Bytes in a second; none for no limit.
+        rate_max: Option<u64>,
+    },
     /// Takes in changed settings.
     Reload {
         /// Volumes, as GROUP/VOLUME, whose legs may have another size than before.

@@ -21,8 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{
     Cli, Command, IdentityCommand, PairCommand, PointCommand, SeedCommand, SiteCommand, SourceCommand,
-    TapCommand, WanLabCommand,
-    StoreCommand, TapCommand,
+    StoreCommand, TapCommand, WanLabCommand,
 };
 use crate::failure::{Failure, exit};
 use crate::settings::SettingsError;
@@ -53,6 +52,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Identity(IdentityCommand::Show { dir, json }) => identity::show(&dir, json),
         Command::Source(SourceCommand::Run { config, accept_resize }) => {
             runtime()?.block_on(source::run(&config, &accept_resize))
+        }
+        Command::Source(SourceCommand::Limit { target, rate, group, agent, json }) => {
+            commands::limit(&agent.control, &target, rate.0, group, json)
         }
         Command::Source(SourceCommand::Reload { accept_resize, agent, timeout, json }) => {
             commands::reload(&agent.control, accept_resize, timeout, json)

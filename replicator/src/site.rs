@@ -63,6 +63,7 @@ impl ControlHandler for Site {
             ControlRequest::Cut { .. }
             | ControlRequest::Resync { .. }
             | ControlRequest::Reload { .. }
+            | ControlRequest::Limit { .. }
             | ControlRequest::Takeover {} => {
                 let hint = "ask the agent at the protected site: --control with its socket";
                 Err(Failure::new(exit::INVALID, "a recovery site does not do this", hint))

@@ -1,10 +1,13 @@
-//! `thirdsite source reload`.
+//! `thirdsite source reload` and `source limit`: what changes while the agent runs.
 
 use std::path::Path;
 use std::time::Duration;
 
+use journal_format::GroupName;
+use transport::PeerName;
+
 use crate::control::{ControlRequest, ask, ask_until};
-use crate::output::print_json;
+use crate::output::{print_json, size};
 
 /// Lets the agent take in its settings and returns when it works by them.
 pub(crate) fn reload(
@@ -29,6 +32,26 @@ pub(crate) fn reload(
         if !list(key).is_empty() {
             println!("{text}: {}", list(key));
         }
+    }
+    Ok(())
+}
+
+/// Limits how fast a target is sent to.
+pub(crate) fn limit(
+    control: &Path,
+    target: &PeerName,
+    rate_max: Option<u64>,
+    group: Option<GroupName>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let of_group = group.as_ref().map_or_else(String::new, |group| format!(" of group {group}"));
+    let answer = ask(control, &ControlRequest::Limit { target: target.to_string(), group, rate_max })?;
+    if json {
+        return print_json(&answer);
+    }
+    match rate_max {
+        Some(rate) => println!("target {target} is sent {}/s{of_group} at most", size(rate)),
+        None => println!("target {target} is sent to without a limit{of_group}"),
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The active agent: serves the taps, captures, seals and ships.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tracing::{error, info, warn};
 use transport::{LinkOptions, Outbox, SiteServer, SourceLink};
 
-use super::links::Links;
+use super::links::{LinkViews, Links};
 use super::member::{self, Member, Opening};
 use super::pair::replica::{PairOutbox, PairReplica, ReplicaOptions};
 use super::pair::standby::ActiveInbox;
@@ -31,6 +31,8 @@ struct Agent {
     members: Vec<Arc<Member>>,
     failed: Vec<(GroupName, Failure)>,
     known: Option<Arc<KnownBlocks>>,
+    /// Set as soon as they are started.
+    links: OnceLock<LinkViews>,
     reloads: u64,
     reload: ReloadSender,
 }
@@ -61,6 +63,8 @@ pub(super) async fn run(host: &mut Host) -> anyhow::Result<End> {
     // The jitter of reconnecting only has to differ between agents.
     let seed = host.clock.now().0.cast_unsigned();
     let links = Links::start(&host.settings, &host.identity, &agent.members, seed)?;
+    // Nobody else sets it.
+    let _ = agent.links.set(links.views());
     let learners = links.start_comparing(&agent.members, host.known.as_ref())?;
     let groups = agent.members.len();
     info!(groups, "ready");
@@ -181,7 +185,8 @@ fn arena(settings: &SourceSettings) -> Arena {
 fn open_groups(opening: &Opening<'_>, host: &Host) -> anyhow::Result<Agent> {
     let (reloads, reload) = (host.reloads, host.reload_sender.clone());
     let known = opening.known.clone();
-    let mut agent = Agent { members: Vec::new(), failed: Vec::new(), known, reloads, reload };
+    let mut agent =
+        Agent { members: Vec::new(), failed: Vec::new(), known, links: OnceLock::new(), reloads, reload };
     for table in &opening.settings.groups {
         match Member::open(opening, table) {
             Ok(member) => agent.members.push(Arc::new(member)),
@@ -202,7 +207,14 @@ impl ControlHandler for Agent {
     fn handle(&self, request: ControlRequest) -> Result<Value, Failure> {
         match request {
             ControlRequest::Status {} => {
-                Ok(status::report(&self.members, &self.failed, self.known.as_deref(), self.reloads))
+                let links = self.links.get().map(LinkViews::report);
+                Ok(status::report(&self.members, &self.failed, self.known.as_deref(), self.reloads, links))
+            }
+            ControlRequest::Limit { target, group, rate_max } => {
+                let group =
+                    group.map(|group| Ok::<_, Failure>(self.member(&group)?.name().clone())).transpose()?;
+                let starting = || Failure::unreachable("the agent is starting", "try again");
+                self.links.get().ok_or_else(starting)?.limit(&target, group, rate_max)
             }
             ControlRequest::Reload { accept_resize } => reload::request(&self.reload, accept_resize),
             ControlRequest::Takeover {} => Ok(serde_json::json!({"role": "active", "changed": false})),

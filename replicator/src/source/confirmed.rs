@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use journal::SealedCut;
-use journal_format::{Position, Sequence};
+use journal_format::{Position, Sequence, Timestamp};
 
 /// Points remembered until they are confirmed. Beyond it the oldest is forgotten: lag is then known from the next receipt on.
 const REMEMBERED_MAX: usize = 100_000;
@@ -50,6 +50,13 @@ impl Confirmed {
             state.sealed.pop_front();
         }
         state.sealed.push_back(cut);
+    }
+
+    /// The time of the cut that a segment, which waits for its receipt, ends with or goes before.
+    pub(super) fn time_of(&self, sequence: Sequence) -> Option<Timestamp> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = state.sealed.partition_point(|cut| cut.position.sequence < sequence);
+        state.sealed.get(place).map(|cut| cut.time)
     }
 
     /// A receipt came.

@@ -1,9 +1,10 @@
 //! The links to the targets, one for each, over which all groups are shipped.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use journal::{Comparer, KnownBlocks};
+use journal_format::GroupName;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use transport::{Identity, LinkHandle, LinkLimits, LinkOptions, Outbox, SourceLink};
@@ -31,7 +32,7 @@ enum Link {
 /// Looks at a link.
 #[derive(Clone)]
 enum View {
-    Site(LinkHandle),
+    Site { link: LinkHandle, limits: Arc<Mutex<LinkLimits>> },
     Bucket { link: BucketLinkHandle, meter: Meter, prices: Option<Prices> },
 }
 
@@ -145,12 +146,13 @@ impl Start<'_> {
         let mut options = LinkOptions::new(&site.address, self.seed);
         let groups =
             self.settings.groups.iter().filter_map(|group| Some((group.name.clone(), group.rate_max?)));
-        options.limits = LinkLimits { link: rate_max, groups: groups.collect::<HashMap<_, _>>() };
+        let limits = LinkLimits { link: rate_max, groups: groups.collect::<HashMap<_, _>>() };
+        options.limits = limits.clone();
         let link =
             SourceLink::start(options, self.identity.clone(), pinned, self.outboxes, &Handle::current());
         let link = link
             .map_err(|error| Failure::invalid(with_causes(&error), "check [target.site] in the settings"))?;
-        let view = View::Site(link.handle());
+        let view = View::Site { link: link.handle(), limits: Arc::new(Mutex::new(limits)) };
         Ok((Link::Site(link), view))
     }
 
@@ -181,14 +183,48 @@ impl Start<'_> {
 }
 
 impl LinkViews {
+    /// Limits what a site is sent, or what it is sent of a group, from now on.
+    pub(super) fn limit(
+        &self,
+        target: &str,
+        group: Option<GroupName>,
+        rate_max: Option<u64>,
+    ) -> Result<Value, Failure> {
+        let found = self.0.iter().find(|(name, _)| name.as_str() == target);
+        let Some((name, view)) = found else {
+            let names: Vec<&str> = self.0.iter().map(|(name, _)| name.as_str()).collect();
+            let hint = format!("this agent's targets are: {}", names.join(", "));
+            return Err(Failure::invalid(format!("there is no target '{target}'"), &hint));
+        };
+        let View::Site { link, limits } = view else {
+            let hint = "limit the bucket's traffic with the host's traffic control";
+            return Err(Failure::invalid(
+                format!("target '{name}' is a bucket, which has no limit here"),
+                hint,
+            ));
+        };
+        let mut limits = limits.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&group, rate_max) {
+            (None, rate_max) => limits.link = rate_max,
+            (Some(group), Some(rate)) => drop(limits.groups.insert(group.clone(), rate)),
+            (Some(group), None) => drop(limits.groups.remove(group)),
+        }
+        link.set_limits(&limits);
+        Ok(json!({"target": name, "group": group, "rate_max_bytes": rate_max}))
+    }
+
     /// For `status`: an object for each target.
     pub(super) fn report(&self) -> Vec<Value> {
         let report = |(name, view): &(TargetName, View)| match view {
-            View::Site(link) => {
+            View::Site { link, limits } => {
                 let stats = link.stats();
+                let limits = limits.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let groups = limits.groups.iter().map(|(group, rate)| (group.to_string(), json!(rate)));
                 json!({
                     "name": name,
                     "kind": "site",
+                    "rate_max_bytes": limits.link,
+                    "group_rate_max_bytes": groups.collect::<serde_json::Map<_, _>>(),
                     "rate_bytes": stats.rate,
                     "rtt_seconds": stats.rtt.map(|rtt| rtt.as_secs_f64()),
                     "path_loss": stats.path_loss,

@@ -50,6 +50,8 @@ pub(super) struct Member {
     /// Told of what is new for the standby.
     pub(super) wake_pair: Arc<Notify>,
     pub(super) pair: Mutex<Option<Arc<PairReplica>>>,
+    /// How old the newest point at a target may become.
+    pub(super) rpo: Duration,
     cut_interval: Duration,
     clear_interval: Duration,
     memory_budget: u64,
@@ -109,6 +111,7 @@ impl Member {
             fenced: opening.fenced.clone(),
             wake_pair,
             pair: Mutex::default(),
+            rpo: table.rpo,
             cut_interval: table.cut_interval,
             clear_interval: table.clear_interval,
             memory_budget: table.memory_budget,

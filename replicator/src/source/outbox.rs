@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use journal_format::{Generation, GroupName, Position, Sequence};
+use journal_format::{Generation, GroupName, Position, Sequence, Timestamp};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 use transport::{Heartbeat, LinkState, NewestCut, Outbox, Refusal, RefusalKind, SegmentDescriptor};
@@ -54,6 +54,10 @@ impl Outbox for Shipping {
 
     fn open(&self, sequence: Sequence) -> io::Result<File> {
         self.member.open_segment(sequence)
+    }
+
+    fn due(&self, segment: &SegmentDescriptor) -> Option<Timestamp> {
+        self.target().due(segment.position.sequence, self.member.rpo)
     }
 
     fn wake(&self) -> &Notify {

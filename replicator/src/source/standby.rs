@@ -50,7 +50,7 @@ impl ControlHandler for Control {
                 self.takeover.notify_one();
                 Ok(json!({"role": "active", "changed": true}))
             }
-            ControlRequest::Cut { .. } | ControlRequest::Resync { .. } => {
+            ControlRequest::Cut { .. } | ControlRequest::Resync { .. } | ControlRequest::Limit { .. } => {
                 let hint = "ask the active host; 'thirdsite pair takeover' makes this one active";
                 Err(Failure::new(exit::INVALID, "this host is the standby of its pair", hint))
             }

@@ -15,6 +15,7 @@ pub(super) fn report(
     failed: &[(GroupName, Failure)],
     known: Option<&KnownBlocks>,
     reloads: u64,
+    targets: Option<Vec<Value>>,
 ) -> Value {
     let mut groups: Vec<Value> = members.iter().map(|member| group(member)).collect();
     for (name, failure) in failed {
@@ -37,6 +38,7 @@ pub(super) fn report(
         "version": env!("CARGO_PKG_VERSION"),
         "reloads": reloads,
         "known": known,
+        "targets": targets,
         "groups": groups,
     })
 }

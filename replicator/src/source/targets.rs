@@ -2,10 +2,11 @@
 
 mod standings;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use journal::{Clock, Group, SealedCut, SiteHead};
-use journal_format::{ErrorKind, Position, Sequence};
+use journal_format::{ErrorKind, Position, Sequence, Timestamp};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tracing::{info, warn};
@@ -42,6 +43,12 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// When a segment has to be there, if the newest point there is to be no older than `rpo`.
+    pub(super) fn due(&self, sequence: Sequence, rpo: Duration) -> Option<Timestamp> {
+        let time = self.confirmed.time_of(sequence)?;
+        Some(Timestamp(time.0.saturating_add(i64::try_from(rpo.as_nanos()).unwrap_or(i64::MAX))))
+    }
+
     pub(super) fn link(&self) -> LinkReport {
         self.link.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -87,23 +94,20 @@ impl Targets {
         good.or_else(connected).or(links.first()).cloned().unwrap_or_default()
     }
 
-    /// A segment was sealed, perhaps with a point. Called while the group seals, so it never waits for a decision about a target.
+    /// A segment was sealed, perhaps with a point.
     pub(super) fn sealed(&self, group: &Group, point: Option<SealedCut>) {
         if let Some(point) = point {
             self.confirmed.sealed(point);
             self.targets.iter().for_each(|target| target.confirmed.sealed(point));
         }
         if self.targets.len() > 1 && group.journal_is_fuller_than(JOURNAL_SHARE) {
-            match self.standings.try_lock() {
-                Ok(standings) => self.give_up_slowest(group, standings),
-                Err(TryLockError::Poisoned(poisoned)) => self.give_up_slowest(group, poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) => {}
-            }
+            self.give_up_slowest(group);
         }
         self.targets.iter().for_each(|target| target.wake.notify_one());
     }
 
-    fn give_up_slowest(&self, group: &Group, mut standings: MutexGuard<'_, Standings>) {
+    fn give_up_slowest(&self, group: &Group) {
+        let mut standings = self.standings();
         let Some(number) = standings.give_up_slowest() else { return };
         let target = &self.targets[number].name;
         warn!(group = %group.name(), %target, "the journal is nearly full of what only this target lacks: it has lost its place; copy what it lacks from another target");
