@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::TryStreamExt;
 use futures::stream::FuturesUnordered;
 use object_store::path::Path;
 use object_store::{
@@ -78,19 +78,17 @@ async fn put_parts(
     bytes: u64,
 ) -> Result<PutResult, BucketError> {
     let failed = |error| BucketError::from_store_error("put", key.as_ref(), error);
-    let mut sending = FuturesUnordered::new();
-    for part in 0..bytes.div_ceil(PART_BYTES) {
-        let offset = part * PART_BYTES;
-        let content = read(file, offset, PART_BYTES.min(bytes - offset), key).await?;
-        if sending.len() == PARTS_MAX {
-            sending.next().await.unwrap_or(Ok(())).map_err(failed)?;
+    let mut under_way = FuturesUnordered::new();
+    let mut offset = 0;
+    while offset < bytes {
+        if under_way.len() == PARTS_MAX {
+            under_way.try_next().await.map_err(failed)?;
         }
-        // A part gets its number when it is handed over, so this has to happen in order; only the sending overlaps.
-        sending.push(upload.put_part(content.into()));
+        let content = read(file, offset, PART_BYTES.min(bytes - offset), key).await?;
+        offset += content.len() as u64;
+        under_way.push(upload.put_part(content.into()));
     }
-    while let Some(sent) = sending.next().await {
-        sent.map_err(failed)?;
-    }
+    under_way.try_collect::<()>().await.map_err(failed)?;
     upload.complete().await.map_err(failed)
 }
 

@@ -63,3 +63,10 @@ async fn what_keeps_a_server_from_being_asked_is_an_error() {
     let error = probe(&FaultStore::new(store, 0, plan)).await.expect_err("denied");
     assert_eq!(error.cause, Cause::Denied);
 }
+
+#[tokio::test]
+async fn a_probe_may_run_in_a_task_of_its_own() {
+    let store: Arc<dyn ObjectStore> = Arc::new(StagedStore::new(InMemory::new()));
+    let report = tokio::spawn(async move { probe(&*store).await }).await.expect("no panic").expect("probed");
+    assert_eq!(report.missing(Fencing::PutIfAbsent), None);
+}
