@@ -3,6 +3,7 @@
 //! Begin with [`stamps`], the oracle for write order, then [`lab`], which starts the daemons.
 
 pub mod lab;
+pub mod object_server;
 pub mod stamps;
 pub mod workload;
 

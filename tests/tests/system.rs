@@ -10,6 +10,8 @@ mod dedup;
 mod guest;
 #[path = "system/kills.rs"]
 mod kills;
+#[path = "system/object_store.rs"]
+mod object_store;
 #[path = "system/order.rs"]
 mod order;
 #[path = "system/overflow.rs"]
