@@ -112,6 +112,7 @@ impl ObjectServer {
             "-volume.max=50",
             "-s3",
             "-s3.config=s3.json",
+            "-s3.autoCreateBucket=false",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
         ]
