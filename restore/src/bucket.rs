@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use journal_format::segment::{FrameEntry, MAX_SEGMENT_BYTES, SegmentIndex, SegmentSource};
-use journal_format::{FormatError, GroupName, Hash, Timestamp};
+use journal_format::{FormatError, GroupName, Hash, Position, Timestamp};
 use object_store::ObjectStore;
 use object_store::path::Path;
 use tokio::runtime::Handle;
-use transport::{Heartbeat, NewestCut, PublicKey, Receipt};
+use transport::{Fingerprint, Heartbeat, NewestCut, PublicKey, Receipt};
 use transport_bucket::RoadError;
 use transport_bucket::chain::Claims;
 use transport_bucket::documents::{BucketHeartbeat, Checked, ClaimSource, Document, StoreMark};
@@ -247,6 +247,25 @@ impl BucketSegments {
 
 fn document(objects: &Objects, source: RoadError) -> StoreError {
     StoreError::BucketContent { url: objects.url().to_owned(), source: Box::new(source) }
+}
+
+/// The position that the recovery site's word in a bucket names, if the identity with this fingerprint gave it.
+pub(crate) fn checked_position(
+    place: &BucketPlace,
+    group: &GroupName,
+    signer: Fingerprint,
+) -> Result<Option<Position>, StoreError> {
+    let objects = Objects::of(place);
+    let keys = BucketKeys::new(&place.prefix).map_err(|source| document(&objects, source))?;
+    let (key, prefix) = (keys.group(group).checked(), Path::parse(&place.prefix).unwrap_or_default());
+    let (requests, wanted) = (objects.clone(), key.clone());
+    let found = objects.perform(async move { requests.find(&wanted).await });
+    let found = found.map_err(objects.failed("read", objects.place(&prefix, &key)))?;
+    // One that is damaged, or another site's, is replaced.
+    Ok(found.and_then(|piece| {
+        let said = Checked::decode(&key, &piece.bytes).ok()?;
+        Some(said.receipt(&key, group, signer).ok()?.position)
+    }))
 }
 
 /// Puts the recovery site's word of how far it has read and verified a group, in the place of the one before.

@@ -15,7 +15,7 @@ use journal_format::{
 };
 use transport::{Identity, Receipt};
 
-use crate::bucket::{BucketPlace, put_checked};
+use crate::bucket::{BucketPlace, checked_position, put_checked};
 use crate::catalog::SegmentRow;
 use crate::disk_cache::CacheOptions;
 use crate::error::StoreError;
@@ -148,6 +148,11 @@ impl Checker {
 
     fn sign(&mut self, found: &mut CheckedGroup, now: Timestamp) -> Result<(), StoreError> {
         let (Some(identity), Some(position)) = (&self.identity, found.checked) else { return Ok(()) };
+        if !self.signed.contains_key(&found.group)
+            && let Some(before) = checked_position(&self.place, &found.group, identity.fingerprint())?
+        {
+            self.signed.insert(found.group.clone(), before);
+        }
         if self.signed.get(&found.group) == Some(&position) {
             return Ok(());
         }

@@ -50,7 +50,9 @@ fn what_was_read_whole_is_signed_and_not_read_again() {
     bucket.take_gets();
     let found = look(&mut first);
     assert_eq!((found[0].segments, found[0].receipted, bucket.take_gets().0), (0, false, 0));
-    // Another process goes on behind it.
+    let found = look(&mut checker(&bucket, folder.path()));
+    assert_eq!((found[0].checked, found[0].receipted), (history.head(), false), "in another process, too");
+    // Which goes on behind it.
     let before = history.segments.len();
     history.cut();
     history.segments[before..].iter().for_each(|segment| {
