@@ -45,3 +45,6 @@ pub use wire::{
 
 #[cfg(test)]
 mod testing;
+
+#[cfg(test)]
+mod wan;

@@ -35,7 +35,7 @@ use crate::frames::read_message;
 use crate::identity::{Fingerprint, Identity, PublicKey};
 use crate::meter::Meter;
 use crate::network::{Network, SystemNetwork};
-use crate::quic::{CONTROL_STREAMS_MAX, IDLE_TIMEOUT, KEEP_ALIVE, code, send_window};
+use crate::quic::{CONTROL_STREAMS_MAX, IDLE_TIMEOUT, KEEP_ALIVE, code, undelivered_max};
 use crate::session::Backoff;
 use crate::tls;
 use crate::traits::{LinkState, Outbox};
@@ -429,7 +429,7 @@ impl Link {
 
     fn looks_silent(&self, connected: &Connected, silence: &mut Silence) -> bool {
         let stats = connected.connection.stats();
-        connected.connection.set_send_window(send_window(stats.path.cwnd));
+        self.turns.set_undelivered_max(undelivered_max(stats.path.cwnd));
         let (sent, written) = (self.dialer.meter.sent_bytes(), self.turns.written());
         if let Some(overhead) = self.stats.observe(&stats, sent, written, now()) {
             self.turns.set_overhead(overhead);

@@ -27,14 +27,16 @@ const DATAGRAM_BYTES: f64 = 1500.0;
 pub(crate) struct Bucket {
     /// Bytes per second.
     rate: Option<f64>,
+    /// Seconds of the rate that are kept while nothing is taken.
+    burst: f64,
     /// Bytes that may be taken; below zero after more was taken than there was.
     level: f64,
     at: Instant,
 }
 
 impl Bucket {
-    pub(crate) fn new(rate: Option<u64>, now: Instant) -> Self {
-        Self { rate: rate.map(|rate| rate.max(1) as f64), level: 0.0, at: now }
+    pub(crate) fn new(rate: Option<u64>, burst: Duration, now: Instant) -> Self {
+        Self { rate: rate.map(|rate| rate.max(1) as f64), burst: burst.as_secs_f64(), level: 0.0, at: now }
     }
 
     pub(crate) fn set_rate(&mut self, rate: Option<u64>, now: Instant) {
@@ -63,7 +65,7 @@ impl Bucket {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
         self.at = self.at.max(now);
         if let Some(rate) = self.rate {
-            self.level = (self.level + rate * passed).min(rate * BURST.as_secs_f64());
+            self.level = (self.level + rate * passed).min(rate * self.burst);
         } else {
             self.level = 0.0;
         }
@@ -83,7 +85,7 @@ pub(crate) struct Meter {
 impl Meter {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
-            bucket: Mutex::new(Bucket::new(None, now())),
+            bucket: Mutex::new(Bucket::new(None, BURST, now())),
             sent_bytes: AtomicU64::new(0),
             batch_max: AtomicU64::new(u64::MAX),
             unreachable: AtomicBool::new(false),

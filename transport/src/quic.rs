@@ -12,6 +12,7 @@ use quinn::{
 
 use crate::congestion::{AckPattern, PathMemory, RateControl};
 use crate::identity::Identity;
+use crate::wire::PIECE_BYTES_MAX;
 
 /// More than a piece of a segment, so that no stream waits for its window, and less than 1024 packets, the number of
 /// gaps at which quinn aborts a connection.
@@ -22,10 +23,15 @@ pub(crate) const CONNECTION_WINDOW_BYTES_MAX: u64 = 160 << 20;
 const CONNECTION_WINDOW_BYTES_MIN: u64 = 2 << 20;
 /// What all connections of a site may leave unread together.
 const SITE_WINDOW_BYTES: u64 = 512 << 20;
-/// Sent and not acknowledged, or not sent yet: this many windows of the congestion control, and a little. Less data waits
-/// in the connection then, where no order of the groups reaches it.
-const SEND_WINDOWS: u64 = 3;
-const SEND_WINDOW_BYTES_MIN: u64 = 2 << 20;
+/// Bytes of pieces that the site's endpoint has not all of: this many windows of the congestion control, since a piece is
+/// only complete when its last packet was sent again, and a few pieces. More would wait in the connection, where no order of the groups reaches it.
+const UNDELIVERED_WINDOWS: u64 = 4;
+const UNDELIVERED_BYTES_MIN: u64 = 1 << 20;
+/// Pieces that this is made of at least, and how small they become for it.
+const UNDELIVERED_PIECES: u64 = 16;
+const PIECE_BYTES_MIN: u64 = 128 << 10;
+/// What a connection holds besides pieces, so that control never waits for their acknowledgement.
+const CONTROL_BYTES: u64 = 1 << 20;
 /// With the default of 3, 1 % of packets late by 3 ms costs 95 % of the throughput; loss is then found by time.
 const PACKET_THRESHOLD: u32 = 1000;
 /// Saves 60 % of the sender's CPU, and keeps slow ways back free.
@@ -42,7 +48,7 @@ const SEGMENT_STREAMS_MAX: u32 = 256;
 /// Groups that a source may send over one connection.
 pub(crate) const CONTROL_STREAMS_MAX: u32 = 64;
 
-/// Priority of control and receipts over segments, which have 0.
+/// Priority of control and receipts over pieces, which have 0 and less.
 pub(crate) const CONTROL_PRIORITY: i32 = 10;
 /// Priority of calls: behind control, before segments.
 pub(crate) const CALL_PRIORITY: i32 = 5;
@@ -103,10 +109,9 @@ pub(crate) fn transport_config(settings: ConnectionSettings) -> Arc<TransportCon
     config
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES_MAX as u32))
-        .send_window(SEND_WINDOW_BYTES_MIN)
+        .send_window(CONNECTION_WINDOW_BYTES_MAX + CONTROL_BYTES)
         .max_concurrent_uni_streams(VarInt::from_u32(SEGMENT_STREAMS_MAX))
         .max_concurrent_bidi_streams(VarInt::from_u32(CONTROL_STREAMS_MAX + CALL_STREAMS_MAX))
-        .send_fairness(false)
         .packet_threshold(PACKET_THRESHOLD)
         .ack_frequency_config(Some(acks))
         .mtu_discovery_config(Some(mtu))
@@ -118,9 +123,14 @@ pub(crate) fn transport_config(settings: ConnectionSettings) -> Arc<TransportCon
     Arc::new(config)
 }
 
-/// Bytes that a connection may hold for a source whose congestion window is `window`.
-pub(crate) fn send_window(window: u64) -> u64 {
-    (SEND_WINDOWS * window).clamp(SEND_WINDOW_BYTES_MIN, CONNECTION_WINDOW_BYTES_MAX)
+/// Bytes of pieces that may be undelivered in a connection whose congestion window is `window`.
+pub(crate) fn undelivered_max(window: u64) -> u64 {
+    (UNDELIVERED_WINDOWS * window + UNDELIVERED_BYTES_MIN).min(CONNECTION_WINDOW_BYTES_MAX)
+}
+
+/// Bytes of a piece where so many may be undelivered. Smaller ones let groups take turns on slow lines.
+pub(crate) fn piece_bytes(undelivered_max: u64) -> u64 {
+    (undelivered_max / UNDELIVERED_PIECES).clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX)
 }
 
 /// Bytes that each of a site's connections may leave unread.

@@ -56,7 +56,7 @@ impl Ranges {
         let mut close = |gap: Range<u64>| {
             let mut start = gap.start;
             while start < gap.end {
-                let end = gap.end.min(start + piece);
+                let end = gap.end.min(start.saturating_add(piece));
                 pieces.push(start..end);
                 start = end;
             }

@@ -4,7 +4,7 @@
 //! A group that waits gets a minimum share whatever the others' targets are, and none writes more than its limit.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use journal_format::{Sequence, Timestamp};
 
@@ -16,6 +16,9 @@ const SHARE_MIN: f64 = 0.05;
 const SHARES_MAX: f64 = 0.5;
 /// Credit that a waiting group collects at most, in bytes.
 const CREDIT_MAX: f64 = (1u64 << 20) as f64;
+
+/// Time for which a group's limit is kept while others write.
+const BURST: Duration = Duration::from_millis(200);
 
 /// Somebody who wants to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +72,8 @@ pub(crate) struct Schedule {
 
 impl Schedule {
     pub(crate) fn new(groups: usize, now: Instant) -> Self {
-        let queue = || GroupQueue { limit: Bucket::new(None, now), credit: 0.0, waiting: VecDeque::new() };
+        let queue =
+            || GroupQueue { limit: Bucket::new(None, BURST, now), credit: 0.0, waiting: VecDeque::new() };
         Self { groups: (0..groups).map(|_| queue()).collect(), overhead: 1.04 }
     }
 

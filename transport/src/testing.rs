@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -88,6 +89,8 @@ pub(crate) struct OutboxState {
     pub(crate) refusals: Vec<Refusal>,
     pub(crate) links: Vec<LinkState>,
     pub(crate) site_heads: Vec<Option<Position>>,
+    /// When it was asked for heartbeats.
+    pub(crate) heartbeats_at: Vec<tokio::time::Instant>,
 }
 
 impl OutboxState {
@@ -107,6 +110,8 @@ impl OutboxState {
 pub(crate) struct MemoryOutbox {
     group: GroupName,
     wake: Notify,
+    /// When its segments have to be at the site; zero for no target.
+    due: AtomicI64,
     pub(crate) state: Watched<OutboxState>,
 }
 
@@ -115,6 +120,7 @@ impl MemoryOutbox {
         Arc::new(Self {
             group: group(name),
             wake: Notify::new(),
+            due: AtomicI64::new(0),
             state: Watched::new(OutboxState::default()),
         })
     }
@@ -127,6 +133,10 @@ impl MemoryOutbox {
             }
         });
         self.wake.notify_one();
+    }
+
+    pub(crate) fn set_due(&self, due: i64) {
+        self.due.store(due, Ordering::Relaxed);
     }
 
     pub(crate) async fn until_confirmed(&self, sequence: u64) {
@@ -171,6 +181,10 @@ impl Outbox for MemoryOutbox {
         Ok(file)
     }
 
+    fn due(&self, _segment: &SegmentDescriptor) -> Option<Timestamp> {
+        Some(self.due.load(Ordering::Relaxed)).filter(|due| *due > 0).map(Timestamp)
+    }
+
     fn wake(&self) -> &Notify {
         &self.wake
     }
@@ -180,6 +194,7 @@ impl Outbox for MemoryOutbox {
     }
 
     fn heartbeat(&self) -> Heartbeat {
+        self.state.change(|state| state.heartbeats_at.push(tokio::time::Instant::now()));
         let newest_cut = Some(NewestCut { epoch: Epoch(7), time: Timestamp(8) });
         Heartbeat {
             now: Timestamp(9),
@@ -206,6 +221,7 @@ pub(crate) struct InboxState {
     /// Every segment that was begun to be received.
     pub(crate) begun: Vec<(GroupName, Sequence)>,
     pub(crate) heartbeats: Vec<Heartbeat>,
+    pub(crate) heartbeats_at: Vec<tokio::time::Instant>,
     pub(crate) opened: Vec<GroupName>,
     pub(crate) closed: Vec<GroupName>,
     /// Answered to the next attempt to begin this segment.
@@ -213,6 +229,8 @@ pub(crate) struct InboxState {
     pub(crate) sinks: usize,
     /// Bytes that sinks took, whether or not they were needed.
     pub(crate) received_bytes: u64,
+    /// The same by group.
+    pub(crate) received_of: BTreeMap<GroupName, u64>,
 }
 
 impl InboxState {
@@ -289,7 +307,10 @@ impl Inbox for MemoryInbox {
     }
 
     fn heartbeat(&self, _group: &GroupName, heartbeat: &Heartbeat, _received_at: Timestamp) {
-        self.0.change(|state| state.heartbeats.push(heartbeat.clone()));
+        self.0.change(|state| {
+            state.heartbeats.push(heartbeat.clone());
+            state.heartbeats_at.push(tokio::time::Instant::now());
+        });
     }
 
     fn closed(&self, _peer: &PeerName, group: &GroupName) {
@@ -314,7 +335,10 @@ impl Drop for MemorySink {
 
 impl SegmentSink for MemorySink {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
-        self.inbox.0.change(|state| state.received_bytes += bytes.len() as u64);
+        self.inbox.0.change(|state| {
+            state.received_bytes += bytes.len() as u64;
+            *state.received_of.entry(self.group.clone()).or_default() += bytes.len() as u64;
+        });
         self.bytes[offset as usize..][..bytes.len()].copy_from_slice(bytes);
         Ok(())
     }

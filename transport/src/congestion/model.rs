@@ -70,7 +70,9 @@ const RTT_SPAN: Duration = Duration::from_secs(10);
 const RTT_SPAN_ROUNDS: u32 = 15;
 /// How much of a remembered rate a connection begins with.
 const SEED_SHARE: f64 = 0.9;
-const WINDOW_PACKETS_MIN: u64 = 4;
+const WINDOW_PACKETS_MIN: u64 = 6;
+/// Packets that quinn wants room for before it sends, and that are in its hands.
+const SLACK_PACKETS: u64 = 2;
 /// Beyond this quinn does not pace.
 const WINDOW_BYTES_MAX: f64 = (1u64 << 31) as f64;
 
@@ -266,7 +268,7 @@ impl Model {
             Phase::Probe { .. } => PROBE_GAIN * self.pipe(1.0 + self.headroom),
             Phase::Verify { target, .. } => target,
         };
-        (window.min(WINDOW_BYTES_MAX) as u64 + self.mtu).max(WINDOW_PACKETS_MIN * self.mtu)
+        (window.min(WINDOW_BYTES_MAX) as u64 + SLACK_PACKETS * self.mtu).max(WINDOW_PACKETS_MIN * self.mtu)
     }
 
     /// What fits into `round_trips` of the path, with what is under way to be lost, and what the other side collects

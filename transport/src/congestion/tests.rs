@@ -7,7 +7,7 @@ fn a_connection_remembers_nothing_before_its_first_measurement() {
     let memory = Arc::new(PathMemory::default());
     let control = Arc::new(RateControl { memory: Some(memory.clone()), acks: ACKS });
     let controller = control.build(Instant::now(), 1200);
-    assert_eq!(controller.window(), INITIAL_PACKETS * 1200 + 1200);
+    assert_eq!(controller.window(), (INITIAL_PACKETS + 2) * 1200);
     assert_eq!((memory.rate(), memory.min_rtt()), (None, None));
 }
 

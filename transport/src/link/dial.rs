@@ -196,9 +196,12 @@ impl Dialer {
     }
 }
 
+/// Why an attempt failed, and who answered.
+type Unsuccessful = (ConnectionError, Arc<Presented>);
+
 /// Attempts that go on beside each other.
 struct Attempts {
-    tasks: JoinSet<Result<Connected, Option<(ConnectionError, Arc<Presented>)>>>,
+    tasks: JoinSet<Result<Connected, Option<Unsuccessful>>>,
     tick: tokio::time::Interval,
     begun: u32,
 }

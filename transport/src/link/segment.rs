@@ -1,5 +1,6 @@
 //! Writes one segment, in pieces that have a stream each.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -13,12 +14,12 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
 use super::group::blocking;
-use super::turns::Turns;
+use super::turns::{Turns, UnderWay};
 use crate::quic::code;
 use crate::ranges::Ranges;
 use crate::session::WriteFailure;
 use crate::traits::Outbox;
-use crate::wire::{PIECE_BYTES_MAX, PieceHeader, Refusal, RefusalKind, SegmentDescriptor, encode};
+use crate::wire::{PieceHeader, Refusal, RefusalKind, SegmentDescriptor, encode};
 
 /// Bytes read from the journal at once.
 const READ_BYTES: u64 = 256 * 1024;
@@ -27,9 +28,10 @@ const WRITE_BYTES: usize = 64 * 1024;
 /// What the site has between two gaps is sent again if it is shorter: another stream would cost as much.
 const RESENT_BYTES: u64 = 4096;
 
-/// A stream that is reset when it is dropped before its end. quinn would finish it, which looks like a short segment.
+/// The stream of a piece, which is reset when it is dropped before its end. quinn would finish it, which looks like a short piece.
 struct AbandonOnDrop {
     stream: SendStream,
+    under_way: UnderWay,
     finished: bool,
 }
 
@@ -87,13 +89,18 @@ impl Shipment {
         let opened = blocking(&self.outbox, move |outbox| Ok((outbox.open(sequence)?, outbox.due(&segment))));
         let (file, due) = opened.await.map_err(unreadable)?;
         let file = Arc::new(file);
-        let mut pieces = self.held.missing(size_bytes, PIECE_BYTES_MAX, RESENT_BYTES);
+        let mut pieces = VecDeque::from(self.held.missing(size_bytes, u64::MAX, RESENT_BYTES));
         if pieces.is_empty() {
             // The site has it all and waits for one more byte to look at it.
-            pieces.push(0..size_bytes.min(PIECE_BYTES_MAX));
+            pieces.push_back(0..1);
         }
         let mut delivering = JoinSet::new();
-        for piece in pieces {
+        while let Some(mut piece) = pieces.pop_front() {
+            let end = piece.end.min(piece.start.saturating_add(self.turns.piece_bytes()));
+            if end < piece.end {
+                pieces.push_front(end..piece.end);
+                piece.end = end;
+            }
             let stream = self.write_piece(&file, piece, due).await?;
             delivering.spawn(delivered(stream));
             // What the site refused, or has, needs no more pieces.
@@ -118,15 +125,7 @@ impl Shipment {
         let sequence = self.segment.position.sequence;
         let group = self.outbox.group();
         let lost = || Fault::Failure(WriteFailure::Lost);
-        let stream = self.connection.open_uni().await.map_err(|_| lost())?;
-        let mut guard = AbandonOnDrop { stream, finished: false };
-        let header = PieceHeader {
-            group: group.clone(),
-            segment: self.segment,
-            offset: piece.start,
-            length: piece.end - piece.start,
-        };
-        let mut header = Some(Bytes::from(encode(&header)));
+        let mut opened: Option<AbandonOnDrop> = None;
         let mut at = piece.start;
         while at < piece.end {
             let wanted = (piece.end - at).min(READ_BYTES);
@@ -138,15 +137,35 @@ impl Shipment {
             while !bytes.is_empty() {
                 let part = bytes.split_to(bytes.len().min(WRITE_BYTES));
                 let turn = self.turns.turn(group, sequence, due, part.len() as u64).await.ok_or_else(lost)?;
-                if let Some(header) = header.take() {
-                    guard.stream.write_chunk(header).await?;
-                }
+                // Not before the turn: the site waits for the header of a stream as soon as a later one is used.
+                let guard = match &mut opened {
+                    Some(guard) => guard,
+                    None => opened.insert(self.open(&piece).await?),
+                };
+                guard.under_way.add(part.len() as u64);
                 guard.stream.write_chunk(part).await?;
                 drop(turn);
             }
         }
+        let mut guard = opened.ok_or_else(lost)?;
         guard.stream.finish().map_err(|_| lost())?;
         guard.finished = true;
+        Ok(guard)
+    }
+
+    /// Opens the stream of a piece and writes its header.
+    async fn open(&self, piece: &Range<u64>) -> Result<AbandonOnDrop, Fault> {
+        let stream = self.connection.open_uni().await.map_err(|_| Fault::Failure(WriteFailure::Lost))?;
+        // Only fails if the stream is gone, which the first write tells as well.
+        stream.set_priority(self.turns.next_priority()).ok();
+        let mut guard = AbandonOnDrop { stream, under_way: self.turns.under_way(), finished: false };
+        let header = PieceHeader {
+            group: self.outbox.group().clone(),
+            segment: self.segment,
+            offset: piece.start,
+            length: piece.end - piece.start,
+        };
+        guard.stream.write_all(&encode(&header)).await?;
         Ok(guard)
     }
 }

@@ -1,6 +1,7 @@
 //! Lets the writers of a link take turns, in the order that the schedule decides.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep_until;
 
 use super::now;
+use crate::quic::{piece_bytes, undelivered_max};
 use crate::schedule::{Next, Schedule, Waiter};
 
 #[derive(Debug)]
@@ -21,6 +23,16 @@ struct State {
     wake_at: Option<Instant>,
     /// Bytes of segments that turns were given for.
     written: u64,
+    /// Bytes of pieces that the site's endpoint does not have all of, and how many there may be.
+    undelivered: u64,
+    undelivered_max: u64,
+}
+
+/// Bytes of a piece that are under way; they count until it is dropped.
+#[derive(Debug)]
+pub(super) struct UnderWay {
+    turns: Arc<Turns>,
+    bytes: u64,
 }
 
 /// The turns of a link.
@@ -30,6 +42,8 @@ pub(super) struct Turns {
     state: Mutex<State>,
     /// `wake_at` changed.
     changed: Notify,
+    /// Pieces begun.
+    pieces: AtomicI32,
 }
 
 /// The right to write; given on when it is dropped.
@@ -45,8 +59,10 @@ impl Turns {
             next_id: 0,
             wake_at: None,
             written: 0,
+            undelivered: 0,
+            undelivered_max: undelivered_max(0),
         };
-        Arc::new(Self { groups, state: Mutex::new(state), changed: Notify::new() })
+        Arc::new(Self { groups, state: Mutex::new(state), changed: Notify::new(), pieces: AtomicI32::new(0) })
     }
 
     /// Limits of groups in bytes per second; groups that are not named have none.
@@ -56,6 +72,29 @@ impl Turns {
             state.schedule.set_limit(index, limits.get(group).copied(), now());
         }
         self.give(&mut state);
+    }
+
+    /// Bytes of pieces that may be under way.
+    pub(super) fn set_undelivered_max(self: &Arc<Self>, bytes: u64) {
+        let mut state = self.lock();
+        state.undelivered_max = bytes;
+        self.give(&mut state);
+    }
+
+    /// Bytes that a piece should have now.
+    pub(super) fn piece_bytes(&self) -> u64 {
+        piece_bytes(self.lock().undelivered_max)
+    }
+
+    /// Counts what is written of a piece.
+    pub(super) fn under_way(self: &Arc<Self>) -> UnderWay {
+        UnderWay { turns: self.clone(), bytes: 0 }
+    }
+
+    /// Priority of the next piece, below that of all before it: what was begun first is complete first. quinn's own order without
+    /// fairness would let control wait behind the piece that is being sent.
+    pub(super) fn next_priority(&self) -> i32 {
+        -self.pieces.fetch_add(1, Ordering::Relaxed).saturating_abs()
     }
 
     /// What headers and retransmissions add.
@@ -107,7 +146,8 @@ impl Turns {
     }
 
     fn give(self: &Arc<Self>, state: &mut State) {
-        while !state.busy {
+        state.wake_at = None;
+        while !state.busy && state.undelivered < state.undelivered_max {
             match state.schedule.next(now()) {
                 Next::Grant(id) => {
                     let Some(sender) = state.waiting.remove(&id).filter(|sender| !sender.is_closed()) else {
@@ -128,16 +168,28 @@ impl Turns {
                     self.changed.notify_one();
                     return;
                 }
-                Next::Idle => {
-                    state.wake_at = None;
-                    return;
-                }
+                Next::Idle => return,
             }
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl UnderWay {
+    pub(super) fn add(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        self.turns.lock().undelivered += bytes;
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut state = self.turns.lock();
+        state.undelivered -= self.bytes;
+        self.turns.give(&mut state);
     }
 }
 

@@ -3,7 +3,7 @@ use super::*;
 #[test]
 fn a_bucket_gives_its_rate_and_no_more_than_a_burst() {
     let begun = Instant::now();
-    let mut bucket = Bucket::new(Some(1_000_000), begun);
+    let mut bucket = Bucket::new(Some(1_000_000), BURST, begun);
     let mut taken = 0;
     for step in 0..100_000_u64 {
         let now = begun + Duration::from_micros(step * 100);
@@ -18,7 +18,7 @@ fn a_bucket_gives_its_rate_and_no_more_than_a_burst() {
 #[test]
 fn a_bucket_without_a_rate_is_always_ready_and_owes_nothing_later() {
     let now = Instant::now();
-    let mut bucket = Bucket::new(None, now);
+    let mut bucket = Bucket::new(None, BURST, now);
     bucket.take(now, 1 << 40);
     assert_eq!(bucket.ready_at(now), None);
     bucket.set_rate(Some(1000), now);

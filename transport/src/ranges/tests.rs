@@ -11,7 +11,7 @@ fn ranges(list: &[Range<u64>]) -> Ranges {
 #[test]
 fn ranges_that_touch_become_one() {
     let set = ranges(&[0..10, 20..30, 10..20]);
-    assert_eq!(set.iter().collect::<Vec<_>>(), [0..30]);
+    assert!(set.iter().eq(std::iter::once(0..30)));
     assert_eq!((set.bytes(), set.len()), (30, 1));
 }
 

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use super::*;
 
 const CHUNK: u64 = 64 << 10;

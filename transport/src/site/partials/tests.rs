@@ -140,13 +140,19 @@ fn another_segment_in_the_same_place_is_another_one() {
 #[test]
 fn limits_discard_the_oldest_sessions_and_in_each_the_last_segments() {
     let rig = Rig::new(PartialLimits { peer_segments: 3, ..PartialLimits::default() });
-    (1..=2).for_each(|sequence| drop(rig.receive(sequence, 0, 100)));
+    (1..=2).for_each(|sequence| {
+        rig.receive(sequence, 0, 100);
+    });
     rig.close(0);
-    (3..=4).for_each(|sequence| drop(rig.receive(sequence, 0, 100)));
+    (3..=4).for_each(|sequence| {
+        rig.receive(sequence, 0, 100);
+    });
     rig.close(1);
     assert_eq!(rig.listed(), [1, 3, 4]);
     let rig = Rig::new(PartialLimits { bytes: 250, ..PartialLimits::default() });
-    (1..=4).for_each(|sequence| drop(rig.receive(sequence, 0, 100)));
+    (1..=4).for_each(|sequence| {
+        rig.receive(sequence, 0, 100);
+    });
     rig.close(0);
     assert_eq!(rig.listed(), [1, 2]);
     assert_eq!(rig.sinks(), 2);
@@ -172,7 +178,9 @@ fn what_no_session_adds_to_is_discarded_in_the_end() {
 fn a_welcome_names_no_more_ranges_than_fit() {
     let rig = Rig::new(PartialLimits::default());
     for sequence in 1..=5 {
-        (0..400).for_each(|number| drop(rig.receive(sequence, number * 2, 1)));
+        (0..400).for_each(|number| {
+            rig.receive(sequence, number * 2, 1);
+        });
     }
     let ranges = rig.partials.list(&rig.group).iter().map(|partial| partial.have.len()).sum::<usize>();
     assert_eq!(ranges, PARTIAL_RANGES_MAX);
