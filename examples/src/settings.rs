@@ -59,8 +59,20 @@ enrolled = "enrolled.toml"
     )
 }
 
+/// Returns the table of a target that is a site's daemon.
+pub fn site_target(site: SocketAddr, fingerprint: &str) -> String {
+    format!(
+        "[[target]]\nname = \"recovery\"\n[target.site]\naddress = \"{site}\"\nfingerprint = \"{fingerprint}\"\n"
+    )
+}
+
+/// Returns the table of a target that is a bucket with these keys.
+pub fn bucket_target(keys: &str) -> String {
+    format!("[[target]]\nname = \"recovery\"\n[target.bucket]\n{keys}\n")
+}
+
 /// Returns `source.toml`: one group, one disk, one VM with the hardware that `qemu` runs.
-pub fn source_toml(site: SocketAddr, site_fingerprint: &str, qemu: &Qemu) -> String {
+pub fn source_toml(target: &str, qemu: &Qemu) -> String {
     let Qemu { machine, accel, cpu, memory_mib, mac, .. } = qemu;
     format!(
         r#"version = 1
@@ -68,12 +80,7 @@ identity = "source-id"
 journal = "journal"
 control = "source.sock"
 
-[[target]]
-name = "recovery"
-[target.site]
-address = "{site}"
-fingerprint = "{site_fingerprint}"
-
+{target}
 [tap]
 listen = ["unix:tap.sock"]
 

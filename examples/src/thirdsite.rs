@@ -1,6 +1,6 @@
 //! The `thirdsite` commands that the demonstration uses, and what it reads from their JSON.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -103,13 +103,14 @@ impl Thirdsite {
         self.ask(&words(&["status", "--json", "--control"], control))
     }
 
-    /// Returns the newest point of a group in a store.
+    /// Returns the newest point of a group in a store, which `store` names to the command.
     ///
     /// # Errors
     /// If the command fails or there is no point.
-    pub fn newest_point(&self, group: &str, store: &Path) -> Result<Point> {
-        let list: PointList =
-            self.ask(&words(&["point", "list", group, "--json", "--last", "1", "--store"], store))?;
+    pub fn newest_point(&self, group: &str, store: &[OsString]) -> Result<Point> {
+        let fixed = ["point", "list", group, "--json", "--last", "1"];
+        let arguments = fixed.into_iter().map(OsStr::new).chain(store.iter().map(OsString::as_os_str));
+        let list: PointList = self.ask(&arguments.collect::<Vec<_>>())?;
         list.points.into_iter().last().with_context(|| format!("group '{group}' has no point in the store"))
     }
 

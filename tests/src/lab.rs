@@ -328,11 +328,29 @@ impl Lab {
         });
         fs::write(self.path(&format!("{name}-site.toml")), settings)?;
         fs::copy(self.path("enrolled.toml"), self.path(&format!("{name}-enrolled.toml")))?;
-        let table = format!(
+        self.add_target(&format!(
             "[[target]]\nname = \"{name}\"\n[target.site]\naddress = \"{address}\"\nfingerprint = \"{fingerprint}\"\n"
-        );
+        ))
+    }
+
+    /// Adds a table of a target to the agent's settings.
+    ///
+    /// # Errors
+    /// If they cannot be changed.
+    pub fn add_target(&self, table: &str) -> anyhow::Result<()> {
         let config = self.path("source.toml");
-        Ok(fs::write(&config, fs::read_to_string(&config)? + &table)?)
+        Ok(fs::write(&config, fs::read_to_string(&config)? + table)?)
+    }
+
+    /// Puts tables of targets in the place of the one that the agent's settings begin with.
+    ///
+    /// # Errors
+    /// If they cannot be changed.
+    pub fn set_targets(&self, tables: &str) -> anyhow::Result<()> {
+        let config = self.path("source.toml");
+        let settings = fs::read_to_string(&config)?;
+        let (begin, end) = settings.find("[[target]]").zip(settings.find("[tap]")).context("no targets")?;
+        Ok(fs::write(&config, format!("{}{tables}{}", &settings[..begin], &settings[end..]))?)
     }
 
     fn new_identity(&self, folder: &str, name: &str) -> anyhow::Result<String> {

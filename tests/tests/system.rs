@@ -2,6 +2,8 @@
 
 #[path = "system/bad_input.rs"]
 mod bad_input;
+#[path = "system/bucket.rs"]
+mod bucket;
 #[path = "system/crash.rs"]
 mod crash;
 #[path = "system/dedup.rs"]

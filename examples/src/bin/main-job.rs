@@ -3,6 +3,7 @@
 //! Everything goes through the `thirdsite` program, as a person would use it. The last line on standard output is one JSON
 //! object; the exit code is 0 only if the guest came up whole and lost no more than two seconds of writes.
 
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,7 +14,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use examples::console::Life;
 use examples::process::{self, Job, Process, Signal, count_alive, find_child, wait_for, with_tail};
 use examples::qemu::Qemu;
-use examples::settings::{GROUP, Layout, site_toml, source_toml};
+use examples::settings::{GROUP, Layout, bucket_target, site_target, site_toml, source_toml};
 use examples::thirdsite::{BootReport, GroupStatus, Thirdsite};
 use examples::verdict::{Verdict, judge};
 
@@ -26,6 +27,8 @@ Usage: main-job [OPTIONS]
   --dir DIR          work folder, emptied first [default: target/demo]
   --seconds N        how long the guest writes under protection [default: 20]
   --agent-crash      also kill the agent alone, to show that the guest goes on
+  --bucket FILE      ship into a bucket, without a server of ours at the third site; FILE has the keys of [target.bucket],
+                     with absolute paths, and names an empty prefix
   --accel NAME       QEMU accelerator [default: tcg]";
 
 const SOURCE_NAME: &str = "pair-a";
@@ -65,6 +68,7 @@ struct Options {
     folder: PathBuf,
     duration: Duration,
     agent_crash: bool,
+    bucket: Option<PathBuf>,
     accel: String,
 }
 
@@ -78,6 +82,7 @@ impl Options {
             folder: PathBuf::from("target/demo"),
             duration: Duration::from_secs(20),
             agent_crash: false,
+            bucket: None,
             accel: "tcg".to_owned(),
         };
         while let Some(name) = arguments.next() {
@@ -92,6 +97,7 @@ impl Options {
                         text.parse().with_context(|| format!("--seconds {text}: not a whole number"))?;
                     options.duration = Duration::from_secs(seconds);
                 }
+                "--bucket" => options.bucket = Some(PathBuf::from(value()?)),
                 "--agent-crash" => options.agent_crash = true,
                 "--accel" => options.accel = value()?,
                 "--help" | "-h" => {
@@ -119,18 +125,39 @@ struct Demonstration {
     layout: Layout,
     thirdsite: Thirdsite,
     qemu: Qemu,
+    bucket: Option<Bucket>,
+}
+
+/// A bucket that takes the place of a site's daemon.
+struct Bucket {
+    file: PathBuf,
+    keys: String,
+    url: String,
+}
+
+impl Bucket {
+    fn read(file: &Path) -> Result<Bucket> {
+        let keys = fs::read_to_string(file).with_context(|| format!("settings '{}'", file.display()))?;
+        let url = keys.lines().find_map(|line| {
+            line.strip_prefix("url")?.trim().strip_prefix('=')?.trim().strip_prefix('"')?.strip_suffix('"')
+        });
+        let url = url
+            .with_context(|| format!("'{}' has no line: url = \"s3://BUCKET/PREFIX\"", file.display()))?
+            .to_owned();
+        Ok(Bucket { file: file.canonicalize()?, keys, url })
+    }
 }
 
 fn show(options: &Options) -> Result<()> {
     let demonstration = Demonstration::prepare(options)?;
     let address = demonstration.write_settings()?;
-    let mut site = demonstration.start_site(address)?;
+    let mut site = address.map(|address| demonstration.start_site(address)).transpose()?;
     let mut protected = demonstration.start_protected_site()?;
-    demonstration.wait_until_protected(&mut protected, &mut site)?;
+    demonstration.wait_until_protected(&mut protected, site.as_mut())?;
     demonstration.let_it_write(&mut protected, options)?;
     let before = demonstration.lose_protected_site(protected)?;
     let verdict = demonstration.boot_at_third_site(&before)?;
-    site.stop()?;
+    site.map_or(Ok(()), |mut site| site.stop())?;
     demonstration.report(&verdict)
 }
 
@@ -166,6 +193,7 @@ impl Demonstration {
                 memory_mib: 256,
                 mac: "52:54:00:12:34:56",
             },
+            bucket: options.bucket.as_deref().map(Bucket::read).transpose()?,
         };
         let longest = demonstration.layout.source_control();
         ensure!(
@@ -179,19 +207,26 @@ impl Demonstration {
         Ok(demonstration)
     }
 
-    /// Gives both sites an identity and settings, and returns the address of the recovery site.
-    fn write_settings(&self) -> Result<SocketAddr> {
+    /// Gives both sites an identity and settings, and returns the address of the recovery site, unless that is a bucket.
+    fn write_settings(&self) -> Result<Option<SocketAddr>> {
         let source = self.thirdsite.make_identity(&self.layout.path("source-id"), SOURCE_NAME)?;
+        let source_settings = self.layout.path("source.toml");
+        if let Some(bucket) = &self.bucket {
+            self.say(&format!("identity of the protected site '{SOURCE_NAME}': {source}"));
+            fs::write(source_settings, source_toml(&bucket_target(&bucket.keys), &self.qemu))?;
+            self.say(&format!("the third site is the bucket {}: nothing of ours runs there", bucket.url));
+            return Ok(None);
+        }
         let site = self.thirdsite.make_identity(&self.layout.path("site-id"), SITE_NAME)?;
         self.say(&format!("identity of the protected site '{SOURCE_NAME}': {source}"));
         self.say(&format!("identity of the recovery site '{SITE_NAME}': {site}"));
         let address = free_address()?;
         let site_settings = self.layout.path("site.toml");
         fs::write(&site_settings, site_toml(address))?;
-        fs::write(self.layout.path("source.toml"), source_toml(address, &site, &self.qemu))?;
+        fs::write(source_settings, source_toml(&site_target(address, &site), &self.qemu))?;
         self.thirdsite.enroll(&site_settings, SOURCE_NAME, &source, GROUP)?;
         self.say(&format!("'{SOURCE_NAME}' is enrolled at '{SITE_NAME}' for the group '{GROUP}'"));
-        Ok(address)
+        Ok(Some(address))
     }
 
     fn start_site(&self, address: SocketAddr) -> Result<Process> {
@@ -246,11 +281,15 @@ impl Demonstration {
     }
 
     /// Waits until the recovery site has a point. The guest goes on writing all the while.
-    fn wait_until_protected(&self, protected: &mut ProtectedSite, site: &mut Process) -> Result<()> {
+    fn wait_until_protected(
+        &self,
+        protected: &mut ProtectedSite,
+        mut site: Option<&mut Process>,
+    ) -> Result<()> {
         let mut last_state = String::new();
         let mut no_status = None;
         let found = wait_for("the first recovery point", SYNC_LIMIT, || {
-            site.check_alive()?;
+            site.as_mut().map_or(Ok(()), |site| site.check_alive())?;
             protected.supervisor.check_alive()?;
             // The agent may not listen yet; the time limit covers the case that it never does.
             let group = match self.group_status() {
@@ -270,7 +309,11 @@ impl Demonstration {
         });
         found.map_err(|error| {
             let error = no_status.map_or(error, |reason| reason.context("the agent gives no status"));
-            site.with_log(protected.supervisor.with_log(error))
+            let error = protected.supervisor.with_log(error);
+            match site {
+                Some(site) => site.with_log(error),
+                None => error,
+            }
         })
     }
 
@@ -327,7 +370,7 @@ impl Demonstration {
     }
 
     fn boot_at_third_site(&self, before: &Life) -> Result<Verdict> {
-        let point = self.thirdsite.newest_point(GROUP, &self.layout.store())?;
+        let point = self.thirdsite.newest_point(GROUP, &self.store())?;
         self.say(&format!("the newest point at the third site is {} of {}", point.id, point.time));
         let console = self.layout.path("console-recovered.log");
         let output = self.layout.path("boot.json");
@@ -357,11 +400,26 @@ impl Demonstration {
         judge(before, &after, seconds, &report.point).map_err(|error| with_tail(error, &console))
     }
 
+    /// The arguments that name the store to a command.
+    fn store(&self) -> Vec<OsString> {
+        match &self.bucket {
+            None => vec!["--store".into(), self.layout.store().into()],
+            Some(Bucket { file, url, .. }) => vec![
+                "--store".into(),
+                url.into(),
+                "--bucket-config".into(),
+                file.into(),
+                "--cache".into(),
+                self.layout.path("cache").into(),
+            ],
+        }
+    }
+
     fn start_boot(&self, console: &Path, output: &Path) -> Result<Process> {
         let limit = format!("{}s", BOOT_LIMIT.as_secs());
         let fixed = ["boot", GROUP, "--latest", "--json", "--ready", READY_WORD, "--timeout", &limit];
         let mut arguments: Vec<_> = fixed.iter().map(Into::into).collect();
-        arguments.extend(["--store".into(), self.layout.store().into()]);
+        arguments.extend(self.store());
         arguments.extend(["--console".into(), console.into()]);
         Process::start(Job {
             name: "thirdsite boot",
