@@ -407,3 +407,56 @@ async fn calls_are_answered_while_the_group_is_open_and_only_then() {
     assert!(matches!(refused.await.unwrap(), Err(CallError::NotConnected)));
     link.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_pins_both_keys_of_a_site_that_changes_its_own() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let next = lab.identity("next");
+    let start = |sites| {
+        let outbox = MemoryOutbox::new("a");
+        outbox.seal([1000]);
+        let outboxes = vec![outbox.clone() as Arc<dyn crate::Outbox>];
+        let runtime = tokio::runtime::Handle::current();
+        (SourceLink::start(lab.link_options(), lab.source.clone(), sites, outboxes, &runtime), outbox)
+    };
+    let own = lab.site.fingerprint();
+    for sites in [vec![own, next.fingerprint()], vec![next.fingerprint(), own]] {
+        let (link, outbox) = start(sites);
+        outbox.until_confirmed(1).await;
+        link.unwrap().shutdown().await;
+    }
+    for sites in [vec![], vec![own; 3]] {
+        let actual = sites.len();
+        assert!(matches!(start(sites).0, Err(LinkError::Sites { actual: found }) if found == actual));
+    }
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_changes_its_key_without_a_pause_and_the_old_one_is_then_refused() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let next = lab.identity("next");
+    let name = "pair".parse().unwrap();
+    let outbox = MemoryOutbox::new("a");
+    outbox.seal([1000]);
+    let old = lab.ship(&[&outbox]);
+    outbox.until_confirmed(1).await;
+    Enrolment::rotate(&lab.enrolled(), &name, Some(next.fingerprint())).unwrap();
+    let with_old = MemoryOutbox::new("b");
+    with_old.seal([1000]);
+    old.shutdown().await;
+    let new = lab.ship_as(&next, lab.site.fingerprint(), &[&outbox]);
+    outbox.seal([1000]);
+    outbox.until_confirmed(2).await;
+    new.shutdown().await;
+    let old = lab.ship(&[&with_old]);
+    with_old.until_confirmed(1).await;
+    Enrolment::rotate(&lab.enrolled(), &name, None).unwrap();
+    let refused =
+        |error: &LinkError| matches!(error, LinkError::NotEnrolled { .. } | LinkError::EnrolmentRemoved);
+    with_old.state.until("the old key is refused", |state| state.errors().any(refused)).await;
+    old.shutdown().await;
+    server.shutdown().await;
+}

@@ -419,7 +419,7 @@ fn a_slower_link_is_met_and_a_faster_one_found() {
     for rtt in [50, 100, 300] {
         let mut flow = settled(Path::new(50.0, rtt, 0.0));
         flow.path.bits_per_second = 10e6;
-        flow.run(flow.now + seconds(3.0));
+        flow.run(flow.now + seconds(2.0) + 8 * flow.path.rtt);
         let used = flow.utilisation(5.0);
         let inflation = flow.median_rtt() / flow.path.rtt.as_secs_f64();
         eprintln!("slower, rtt {rtt}: {used:.3}, rtt x {inflation:.2}");
