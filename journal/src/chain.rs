@@ -222,7 +222,7 @@ impl Chain {
         for frame in &index.frames {
             let stored = storage.read(name, frame.offset, frame.stored_bytes as usize);
             let stored = stored.map_err(|source| storage_error(group, &format!("reading {name}"), source))?;
-            if Hash::of(&stored) != frame.stored_hash {
+            if frame.verify_stored(&stored).is_err() {
                 return Ok(None);
             }
         }

@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use journal_format::segment::{FrameEntry, MAX_SEGMENT_BYTES, SegmentIndex, SegmentSource};
+use journal_format::segment::{
+    FrameDecoder, FrameEntry, FrameKind, MAX_SEGMENT_BYTES, SegmentIndex, SegmentSource,
+};
 use journal_format::{FormatError, GroupName, Hash, Position, Timestamp};
 use object_store::ObjectStore;
 use object_store::path::Path;
@@ -24,6 +26,7 @@ use transport_bucket::chain::Claims;
 use transport_bucket::documents::{BucketHeartbeat, Checked, ClaimSource, Document, StoreMark};
 use transport_bucket::keys::{BucketKeys, ClaimNumber, SegmentName};
 
+use crate::decoding::{Decode, Decoding};
 use crate::disk_cache::DiskCache;
 use crate::error::StoreError;
 use crate::parallel::in_parallel;
@@ -169,11 +172,22 @@ impl BucketSegments {
     }
 
     /// Decodes a frame. What is damaged on this machine's disk, or on its way, is read from the bucket again.
-    fn decoded(&self, wanted: &Wanted, entry: &FrameEntry) -> Result<Vec<u8>, StoreError> {
+    fn decoded(
+        &self,
+        wanted: &Wanted,
+        entry: &FrameEntry,
+        how: Decode,
+        decoding: &mut Decoding,
+    ) -> Result<Vec<u8>, StoreError> {
+        let mut decode = |stored: &[u8]| {
+            decoding.stored().clear();
+            decoding.stored().extend_from_slice(stored);
+            decoding.decode(entry, how)
+        };
         let read = self.request("read", &wanted.key, self.fetcher.read(wanted))?;
         let first = match &read {
-            Stored::Cached(bytes) => entry.decode(bytes),
-            Stored::Fetched(bytes) => entry.decode(bytes),
+            Stored::Cached(bytes) => decode(bytes),
+            Stored::Fetched(bytes) => decode(bytes),
         };
         match (first, read) {
             (Ok(raw), Stored::Fetched(bytes)) => {
@@ -183,7 +197,7 @@ impl BucketSegments {
             (Ok(raw), Stored::Cached(_)) => Ok(raw),
             (Err(_), _) => {
                 let bytes = self.request("read", &wanted.key, self.fetcher.read_again(wanted))?;
-                let raw = entry.decode(&bytes);
+                let raw = decode(&bytes);
                 let raw =
                     raw.map_err(|source| StoreError::Damaged { path: self.url_of(&wanted.key), source })?;
                 self.fetcher.keep(&wanted.hash, &bytes);
@@ -218,11 +232,16 @@ impl BucketSegments {
         let range = object_store::GetRange::Bounded(start..end);
         let piece = self.objects.perform(async move { objects.get(&wanted, Some(range)).await });
         let piece = self.request("read", key, piece)?;
+        let mut decoder = FrameDecoder::default();
         for frame in run {
             let from = (frame.offset - start) as usize;
             let stored = piece.bytes.get(from..from + frame.stored_bytes as usize).unwrap_or_default();
             let damaged = |source| StoreError::Damaged { path: self.url_of(key), source };
-            frame.decode(stored).map_err(damaged)?;
+            frame.decode_hashed(&mut decoder, stored).map_err(damaged)?;
+            if frame.kind != FrameKind::Plain {
+                // Who looks at what the differences stand for reads them again.
+                self.fetcher.keep(&frame.stored_hash, stored);
+            }
         }
         Ok(())
     }
@@ -371,9 +390,15 @@ impl Segments for BucketSegments {
         begun.into_iter().try_for_each(finish)
     }
 
-    fn frame(&self, frame: &WantedFrame<'_>) -> Result<Vec<u8>, StoreError> {
+    fn frame(
+        &self,
+        frame: &WantedFrame<'_>,
+        how: Decode,
+        decoding: &mut Decoding,
+    ) -> Result<Vec<u8>, StoreError> {
         let wanted = Wanted::new(&self.key(frame.segment)?, frame.entry);
-        self.decoded(&wanted, frame.entry)
+        // It may come from this machine's disk now, and from the bucket the next time.
+        self.decoded(&wanted, frame.entry, how.max(Decode::Verified), decoding)
     }
 
     fn reads_ahead(&self) -> bool {

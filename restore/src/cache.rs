@@ -44,13 +44,34 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
         Some(Arc::clone(&entry.value))
     }
 
+    /// The value of a key, and what was dropped for it; a new one of so many bytes is kept if there is none.
+    pub(crate) fn get_or_put(&self, key: K, bytes: u64) -> (Arc<V>, Vec<Arc<V>>)
+    where
+        V: Default,
+    {
+        if let Some(value) = self.get(&key) {
+            return (value, Vec::new());
+        }
+        let mut state = self.state();
+        if let Some(entry) = state.by_key.get(&key) {
+            return (Arc::clone(&entry.value), Vec::new());
+        }
+        let value = Arc::new(V::default());
+        let dropped = self.put_into(&mut state, key, &value, bytes);
+        (value, dropped)
+    }
+
     /// Keeps a value of so many bytes.
     pub(crate) fn put(&self, key: K, value: &Arc<V>, bytes: u64) {
+        drop(self.put_into(&mut self.state(), key, value, bytes));
+    }
+
+    /// Answers what was dropped for it.
+    fn put_into(&self, state: &mut State<K, V>, key: K, value: &Arc<V>, bytes: u64) -> Vec<Arc<V>> {
+        let mut dropped = Vec::new();
         if bytes > self.bytes_max {
-            return;
+            return dropped;
         }
-        let mut guard = self.state();
-        let state = &mut *guard;
         state.uses += 1;
         let entry = Entry { last_use: state.uses, bytes, value: Arc::clone(value) };
         // Two threads may have read the same at once.
@@ -62,10 +83,12 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
         state.bytes += bytes;
         while state.bytes > self.bytes_max {
             let Some((_, oldest)) = state.by_use.pop_first() else { break };
-            if let Some(dropped) = state.by_key.remove(&oldest) {
-                state.bytes -= dropped.bytes;
+            if let Some(entry) = state.by_key.remove(&oldest) {
+                state.bytes -= entry.bytes;
+                dropped.push(entry.value);
             }
         }
+        dropped
     }
 }
 

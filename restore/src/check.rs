@@ -19,7 +19,7 @@ use crate::bucket::{BucketPlace, checked_position, put_checked};
 use crate::catalog::SegmentRow;
 use crate::disk_cache::CacheOptions;
 use crate::error::StoreError;
-use crate::frames::{FrameTable, Frames, run_of_places};
+use crate::frames::{Checks, FrameTable, Frames, run_of_places};
 use crate::segments::KnownChain;
 use crate::store::Store;
 use crate::verify::DamagedSegment;
@@ -77,7 +77,7 @@ impl Checker {
         progress: &dyn Fn(u64, u64),
     ) -> Result<Vec<CheckedGroup>, StoreError> {
         let store = Store::open_bucket(&self.place, &self.cache, &|_, _| {})?;
-        let frames = Frames::new(Arc::clone(store.segments()), FRAME_BYTES_MAX);
+        let frames = Frames::new(Arc::clone(store.segments()), FRAME_BYTES_MAX, Checks::All);
         let groups = store.groups()?;
         let mut plans: Vec<(GroupName, Option<Position>, Vec<SegmentRow>)> = Vec::new();
         for group in groups {
@@ -188,20 +188,12 @@ fn touched(store: &Store, found: &CheckedGroup) -> Result<Vec<PointId>, StoreErr
     Ok(points.iter().filter(|point| point.sequence >= first).map(|point| point.id).collect())
 }
 
-/// Reads everything that a segment refers to, and compares it with the hashes that it names.
+/// Reads everything that a segment refers to, and compares it with the hashes that it names, and what its differences hold with theirs.
 fn check_references(store: &Store, frames: &Frames, index: &SegmentIndex) -> Result<(), StoreError> {
     let tables = index.sources.iter().map(|source| frames.table(source)).collect::<Result<Vec<_>, _>>()?;
-    let other = |rule| {
-        let source = FormatError::Rule { part: "the segment's table of references", rule };
-        let (header, hash) = (&index.header, index.trailer.hash);
-        let named = journal_format::segment::SegmentSource {
-            group: header.group.clone(),
-            generation: header.generation,
-            sequence: header.sequence,
-            hash,
-        };
-        StoreError::Damaged { path: store.segments().place(&named), source }
-    };
+    let own = FrameTable::of(index);
+    let damaged = |source| StoreError::Damaged { path: store.segments().place(&own.segment), source };
+    let other = |rule| damaged(FormatError::Rule { part: "the segment's table of references", rule });
     for extent in &index.extents {
         let ExtentContent::Reference(number) = extent.content else { continue };
         let reference = index.references[number as usize];
@@ -211,7 +203,7 @@ fn check_references(store: &Store, frames: &Frames, index: &SegmentIndex) -> Res
             return Err(other("what it refers to has other hashes"));
         }
     }
-    for frame in &index.frames {
+    for (number, frame) in (0..).zip(&index.frames) {
         let FrameKind::Difference { first_base, bases_hash } = frame.kind else { continue };
         let mut left = &index.bases[first_base as usize..][..frame.blocks()];
         let mut hashes = Vec::with_capacity(left.len());
@@ -223,6 +215,9 @@ fn check_references(store: &Store, frames: &Frames, index: &SegmentIndex) -> Res
         if combined_hash(&hashes) != bases_hash {
             return Err(other("blocks that differences are taken from have other hashes"));
         }
+        let mut content = vec![0; frame.raw_bytes as usize];
+        frames.read(&own, number, 0, &mut content)?;
+        frame.check_content(&content).map_err(damaged)?;
     }
     Ok(())
 }

@@ -2,19 +2,23 @@
 //! taken from. Memory: the tables of the segments that were read last, and decompressed frames; both have limits.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use journal_format::segment::{
-    BlockPlace, DIFFERENCE_STEPS_MAX, FrameEntry, FrameKind, SegmentSource, apply_difference,
+    BlockPlace, DIFFERENCE_STEPS_MAX, FrameEntry, FrameKind, SegmentIndex, SegmentSource, apply_difference,
 };
 use journal_format::{BLOCK_BYTES, FormatError, Hash};
 
 use crate::cache::Cache;
+use crate::decoding::{Decode, Decoding};
 use crate::error::StoreError;
 use crate::segments::{Segments, WantedFrame};
+use crate::sound::SoundFrames;
 
 /// Memory for the tables of segments, in bytes: about 25 KiB for a segment of 64 MiB.
 const TABLES_BYTES_MAX: u64 = 64 << 20;
+/// Decompressed frames whose memory is kept for others.
+const SPARE_MAX: usize = 4;
 const BLOCK: usize = BLOCK_BYTES as usize;
 
 /// How many places, from the first on, lie behind one another in one frame.
@@ -35,6 +39,17 @@ pub(crate) struct FrameTable {
 }
 
 impl FrameTable {
+    pub(crate) fn of(index: &SegmentIndex) -> FrameTable {
+        let (header, hash) = (&index.header, index.trailer.hash);
+        let (group, generation, sequence) = (header.group.clone(), header.generation, header.sequence);
+        FrameTable {
+            segment: SegmentSource { group, generation, sequence, hash },
+            frames: index.frames.clone(),
+            sources: index.sources.clone(),
+            bases: index.bases.clone(),
+        }
+    }
+
     fn bytes(&self) -> u64 {
         let bytes = self.frames.len() * size_of::<FrameEntry>()
             + self.sources.len() * size_of::<SegmentSource>()
@@ -64,17 +79,78 @@ impl FrameTable {
     }
 }
 
+/// Which hashes of a frame are checked when it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Checks {
+    /// That of the stored bytes and, of a plain frame, that of the content.
+    All,
+    /// That of the stored bytes of a frame that is not known to be sound: for a caller who checks what it makes of the content.
+    Stored,
+}
+
+/// A decompressed frame, once somebody has read it. Of a folder, who comes meanwhile waits, and does not read it again.
+#[derive(Default)]
+struct RawFrame(Mutex<Option<Arc<Vec<u8>>>>);
+
+impl RawFrame {
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Vec<u8>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The frame, if that needs no waiting.
+    fn try_get(&self) -> Option<Arc<Vec<u8>>> {
+        self.0.try_lock().ok().and_then(|raw| raw.clone())
+    }
+}
+
+/// Where bytes go that are read.
+enum Target<'a> {
+    /// In place of what is there.
+    Replaced(&'a mut [u8]),
+    /// Combined by exclusive or with what is there.
+    Combined(&'a mut [u8]),
+}
+
+impl Target<'_> {
+    fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Target::Replaced(bytes) | Target::Combined(bytes) => bytes,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Target::Replaced(bytes) | Target::Combined(bytes) => bytes.len(),
+        }
+    }
+
+    fn take(&mut self, read: &[u8]) {
+        match self {
+            Target::Replaced(bytes) => bytes.copy_from_slice(read),
+            Target::Combined(bytes) => apply_difference(bytes, read),
+        }
+    }
+}
+
 /// Reads blocks of the segments in a store; used by many threads at once.
 pub(crate) struct Frames {
     segments: Arc<dyn Segments>,
+    checks: Checks,
     tables: Cache<Hash, FrameTable>,
-    raw: Cache<(Hash, u32), Vec<u8>>,
+    raw: Cache<(Hash, u32), RawFrame>,
+    /// Memory of frames that are not kept any more, for others.
+    spare: Mutex<Vec<Vec<u8>>>,
+    pub(crate) sound: SoundFrames,
+    /// What reading needs, for whoever reads next.
+    decodings: Mutex<Vec<Decoding>>,
 }
 
 impl Frames {
     /// `cache_bytes_max` limits the memory for decompressed frames.
-    pub(crate) fn new(segments: Arc<dyn Segments>, cache_bytes_max: u64) -> Self {
-        Frames { segments, tables: Cache::new(TABLES_BYTES_MAX), raw: Cache::new(cache_bytes_max) }
+    pub(crate) fn new(segments: Arc<dyn Segments>, cache_bytes_max: u64, checks: Checks) -> Self {
+        let (tables, raw) = (Cache::new(TABLES_BYTES_MAX), Cache::new(cache_bytes_max));
+        let (spare, decodings) = (Mutex::default(), Mutex::default());
+        Frames { segments, checks, tables, raw, spare, sound: SoundFrames::new(), decodings }
     }
 
     /// The table of a segment, which must be the one with this hash.
@@ -99,7 +175,7 @@ impl Frames {
     pub(crate) fn expect<'a>(&self, frames: impl Iterator<Item = (&'a SegmentSource, u32)>) {
         let mut expected: Vec<(Arc<FrameTable>, u32)> = Vec::new();
         for (segment, frame) in frames {
-            if self.raw.get(&(segment.hash, frame)).is_some() {
+            if self.raw.get(&(segment.hash, frame)).is_some_and(|held| held.try_get().is_some()) {
                 continue;
             }
             // A table that cannot be read is an error when the frame is read.
@@ -126,7 +202,7 @@ impl Frames {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<(), StoreError> {
-        self.read_below(table, frame, offset, buffer, 0)
+        self.read_below(table, frame, offset, Target::Replaced(buffer), 0)
     }
 
     fn read_below(
@@ -134,18 +210,18 @@ impl Frames {
         table: &FrameTable,
         frame: u32,
         offset: u64,
-        buffer: &mut [u8],
+        mut target: Target<'_>,
         steps: u8,
     ) -> Result<(), StoreError> {
         let entry = self.entry(table, frame)?;
         let raw = self.raw(table, frame, entry)?;
-        let from = usize::try_from(offset).ok().filter(|from| from.saturating_add(buffer.len()) <= raw.len());
+        let from = usize::try_from(offset).ok().filter(|from| from.saturating_add(target.len()) <= raw.len());
         let from = from.ok_or_else(|| self.broken(table, "a reference lies outside its frame"))?;
-        buffer.copy_from_slice(&raw[from..from + buffer.len()]);
+        target.take(&raw[from..from + target.len()]);
         match entry.kind {
             FrameKind::Plain => Ok(()),
             FrameKind::Difference { first_base, .. } => {
-                self.apply_bases(table, first_base, from, buffer, steps + 1)
+                self.apply_bases(table, first_base, from, target.bytes(), steps + 1)
             }
         }
     }
@@ -162,7 +238,6 @@ impl Frames {
         if steps > DIFFERENCE_STEPS_MAX {
             return Err(self.broken(table, "a block is taken from too many differences"));
         }
-        let mut base = Vec::new();
         let mut at = 0;
         while at < differences.len() {
             let (block, skipped) = ((from + at) / BLOCK, (from + at) % BLOCK);
@@ -171,9 +246,8 @@ impl Frames {
             let length = (run * BLOCK - skipped).min(left);
             let (source, place) = table.base(first_base, block);
             let start = u64::from(place.offset) + skipped as u64;
-            base.resize(length, 0);
-            self.read_below(&*self.table(source)?, place.frame, start, &mut base, steps)?;
-            apply_difference(&mut differences[at..at + length], &base);
+            let target = Target::Combined(&mut differences[at..at + length]);
+            self.read_below(&*self.table(source)?, place.frame, start, target, steps)?;
             at += length;
         }
         Ok(())
@@ -200,7 +274,8 @@ impl Frames {
         let plain = self.tables.get(&segment.hash).filter(|table| {
             table.frames.get(frame as usize).is_some_and(|entry| entry.kind == FrameKind::Plain)
         });
-        let Some(raw) = plain.and_then(|_| self.raw.get(&(segment.hash, frame))) else { return false };
+        let held = plain.and_then(|_| self.raw.get(&(segment.hash, frame)));
+        let Some(raw) = held.and_then(|held| held.try_get()) else { return false };
         let bytes = usize::try_from(offset).ok().and_then(|from| raw.get(from..from + buffer.len()));
         bytes.map(|bytes| buffer.copy_from_slice(bytes)).is_some()
     }
@@ -211,7 +286,7 @@ impl Frames {
         if entry.kind != FrameKind::Plain {
             return Ok(None);
         }
-        self.read_raw(table, entry).map(Some)
+        self.read_raw(table, frame, entry).map(Some)
     }
 
     fn entry<'a>(&self, table: &'a FrameTable, frame: u32) -> Result<&'a FrameEntry, StoreError> {
@@ -222,17 +297,54 @@ impl Frames {
     }
 
     fn raw(&self, table: &FrameTable, frame: u32, entry: &FrameEntry) -> Result<Arc<Vec<u8>>, StoreError> {
-        let key = (table.segment.hash, frame);
-        if let Some(raw) = self.raw.get(&key) {
+        let (held, dropped) = self.raw.get_or_put((table.segment.hash, frame), u64::from(entry.raw_bytes));
+        self.keep_spare(dropped);
+        let mut guard = held.lock();
+        if let Some(raw) = &*guard {
+            return Ok(Arc::clone(raw));
+        }
+        if self.segments.reads_ahead() {
+            // What several want is fetched once, and fails for all of them at once: who waited here would begin to wait again.
+            drop(guard);
+            let raw = Arc::new(self.read_raw(table, frame, entry)?);
+            *held.lock() = Some(Arc::clone(&raw));
             return Ok(raw);
         }
-        let raw = Arc::new(self.read_raw(table, entry)?);
-        self.raw.put(key, &raw, raw.len() as u64);
+        let raw = Arc::new(self.read_raw(table, frame, entry)?);
+        *guard = Some(Arc::clone(&raw));
         Ok(raw)
     }
 
-    fn read_raw(&self, table: &FrameTable, entry: &FrameEntry) -> Result<Vec<u8>, StoreError> {
-        self.segments.frame(&WantedFrame { segment: &table.segment, entry })
+    fn keep_spare(&self, dropped: Vec<Arc<RawFrame>>) {
+        for frame in dropped.into_iter().filter_map(Arc::into_inner) {
+            let raw = frame.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            if spare.len() < SPARE_MAX {
+                spare.extend(raw.and_then(Arc::into_inner));
+            }
+        }
+    }
+
+    fn read_raw(&self, table: &FrameTable, frame: u32, entry: &FrameEntry) -> Result<Vec<u8>, StoreError> {
+        let mut decoding = self.decodings().pop().unwrap_or_default();
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        decoding.give(spare.unwrap_or_default());
+        let (wanted, hash) = (WantedFrame { segment: &table.segment, entry }, table.segment.hash);
+        let how = match self.checks {
+            Checks::All => Decode::Hashed,
+            Checks::Stored if self.sound.holds(hash, frame) => Decode::Sound,
+            Checks::Stored => Decode::Verified,
+        };
+        let raw = self.segments.frame(&wanted, how, &mut decoding);
+        if how == Decode::Verified && raw.is_ok() {
+            self.sound.note(hash, frame);
+        }
+        self.decodings().push(decoding);
+        raw
+    }
+
+    fn decodings(&self) -> MutexGuard<'_, Vec<Decoding>> {
+        self.decodings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn broken(&self, table: &FrameTable, rule: &'static str) -> StoreError {

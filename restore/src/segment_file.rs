@@ -4,11 +4,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use journal_format::segment::{
-    FrameDecoder, FrameEntry, HEADER_BYTES, Header, SegmentIndex, TRAILER_BYTES, Trailer,
-};
+use journal_format::segment::{FrameEntry, HEADER_BYTES, Header, SegmentIndex, TRAILER_BYTES, Trailer};
 use journal_format::{FormatError, Hash};
 
+use crate::decoding::{Decode, Decoding};
 use crate::error::{StoreError, io_error};
 use crate::parallel::in_parallel_with;
 
@@ -18,41 +17,85 @@ pub(crate) fn read_index(path: &Path) -> Result<SegmentIndex, StoreError> {
     index_of(&file, path)
 }
 
-/// Verifies every byte of a segment, with memory for its index and one frame for each core. Answers the hashes of each frame's blocks,
-/// before any difference is applied. What it refers to is not looked at.
-pub(crate) fn verify(path: &Path) -> Result<(SegmentIndex, Vec<Vec<Hash>>), StoreError> {
-    let file = File::open(path).map_err(io_error("open", path))?;
-    let index = index_of(&file, path)?;
-    let tools = || (FrameDecoder::default(), Vec::new());
-    let hashes = in_parallel_with(index.frames.len(), tools, |(decoder, stored), number| {
-        let frame = &index.frames[number];
+/// Verifies every byte of a segment, with memory for its index and one frame for each core. What it refers to, and what its differences stand for,
+/// is not looked at.
+pub(crate) fn verify(path: &Path) -> Result<SegmentIndex, StoreError> {
+    let index = read_index(path)?;
+    verify_frames(path, &index)?;
+    Ok(index)
+}
+
+/// Verifies the bytes of all frames. Answers the hashes of each frame's blocks; of a difference frame there are none.
+pub(crate) fn verify_frames(path: &Path, index: &SegmentIndex) -> Result<Vec<Vec<Hash>>, StoreError> {
+    let file = FrameFile::open(path)?;
+    in_parallel_with(index.frames.len(), Decoding::default, |decoding, number| {
+        file.hashes(&index.frames[number], decoding)
+    })
+}
+
+/// A segment that is open for reading frames.
+pub(crate) struct FrameFile<'a> {
+    file: File,
+    path: &'a Path,
+}
+
+impl<'a> FrameFile<'a> {
+    pub(crate) fn open(path: &'a Path) -> Result<FrameFile<'a>, StoreError> {
+        let file = File::open(path).map_err(io_error("open", path))?;
+        Ok(FrameFile { file, path })
+    }
+
+    pub(crate) fn damaged(&self, source: FormatError) -> StoreError {
+        damaged(self.path, source)
+    }
+
+    /// Reads and verifies a frame, before and after decompression. Answers the hashes of its blocks; of a difference there are none.
+    pub(crate) fn hashes(
+        &self,
+        frame: &FrameEntry,
+        decoding: &mut Decoding,
+    ) -> Result<Vec<Hash>, StoreError> {
+        self.read_stored(frame, decoding)?;
+        decoding.hashes(frame).map_err(|source| self.damaged(source))
+    }
+
+    /// Reads a frame, verifies its stored bytes and decompresses it.
+    pub(crate) fn verified<'b>(
+        &self,
+        frame: &FrameEntry,
+        decoding: &'b mut Decoding,
+    ) -> Result<&'b mut [u8], StoreError> {
+        self.read_stored(frame, decoding)?;
+        decoding.verified(frame).map_err(|source| self.damaged(source))
+    }
+
+    /// Reads a frame and decodes it.
+    pub(crate) fn read(
+        &self,
+        frame: &FrameEntry,
+        how: Decode,
+        decoding: &mut Decoding,
+    ) -> Result<Vec<u8>, StoreError> {
+        self.read_stored(frame, decoding)?;
+        decoding.decode(frame, how).map_err(|source| self.damaged(source))
+    }
+
+    fn read_stored(&self, frame: &FrameEntry, decoding: &mut Decoding) -> Result<(), StoreError> {
+        let stored = decoding.stored();
         stored.resize(frame.stored_bytes as usize, 0);
-        read_exact(&file, path, frame.offset, stored)?;
-        let decoded = frame.decode_hashed(decoder, stored);
-        decoded.map(|(_, hashes)| hashes).map_err(|source| damaged(path, source))
-    })?;
-    Ok((index, hashes))
+        read_exact(&self.file, self.path, frame.offset, stored)
+    }
 }
 
 fn damaged(path: &Path, source: FormatError) -> StoreError {
     StoreError::Damaged { path: path.to_owned(), source }
 }
 
-/// Reads, verifies and decompresses one frame.
-pub(crate) fn read_frame(path: &Path, frame: &FrameEntry) -> Result<Vec<u8>, StoreError> {
-    let file = File::open(path).map_err(io_error("open", path))?;
-    let stored = read_range(&file, path, frame.offset, frame.stored_bytes as usize)?;
-    frame.decode(&stored).map_err(|source| damaged(path, source))
-}
-
 /// Verifies the bytes of one frame as they are stored, without decompressing them.
 pub(crate) fn check_frame(path: &Path, frame: &FrameEntry) -> Result<(), StoreError> {
     let file = File::open(path).map_err(io_error("open", path))?;
     let stored = read_range(&file, path, frame.offset, frame.stored_bytes as usize)?;
-    if Hash::of(&stored) == frame.stored_hash {
-        return Ok(());
-    }
-    Err(damaged(path, FormatError::Hash { part: "a frame" }))
+    frame.verify_stored(&stored).map_err(|source| damaged(path, source))
 }
 
 /// Reads what a segment says that it is: header and trailer, which are verified together.

@@ -11,6 +11,7 @@ use journal_format::{Generation, GroupName, Hash, Sequence, Timestamp};
 use transport::{Fingerprint, Heartbeat, PeerName};
 
 use crate::catalog::SegmentRow;
+use crate::decoding::{Decode, Decoding};
 use crate::error::StoreError;
 
 /// A segment as a listing shows it.
@@ -115,8 +116,14 @@ pub(crate) trait Segments: Send + Sync {
         segments.iter().try_for_each(|segment| take(self.index(segment)?))
     }
 
-    /// Reads, verifies and decompresses a frame.
-    fn frame(&self, frame: &WantedFrame<'_>) -> Result<Vec<u8>, StoreError>;
+    /// Reads and decodes a frame; of a difference frame the differences. What does not come from the place that it came from before is verified,
+    /// however sound it was there.
+    fn frame(
+        &self,
+        frame: &WantedFrame<'_>,
+        how: Decode,
+        decoding: &mut Decoding,
+    ) -> Result<Vec<u8>, StoreError>;
 
     /// Whether it helps to say ahead what is going to be read.
     fn reads_ahead(&self) -> bool {
@@ -126,10 +133,11 @@ pub(crate) trait Segments: Send + Sync {
     /// Hears what is going to be read, in this order. Does not wait, and takes on what it has memory for.
     fn expect(&self, _frames: &[WantedFrame<'_>]) {}
 
-    /// Reads and verifies every byte of a listed segment, as it is stored now.
+    /// Reads and verifies every byte of a listed segment, as it is stored now. What it refers to, and what its differences stand for, is not
+    /// looked at.
     fn verify(&self, group: &GroupName, listed: &ListedSegment) -> Result<SegmentIndex, StoreError>;
 
-    /// Reads and verifies every byte of a segment, as it is stored now.
+    /// Reads and verifies a segment like [`Segments::verify`].
     fn verify_named(&self, segment: &SegmentSource) -> Result<SegmentIndex, StoreError>;
 
     /// Reads a segment as a whole, at most 256 MiB, and verifies every byte.

@@ -9,7 +9,7 @@ use journal_format::{GroupName, PointId, Sequence, with_causes};
 
 use crate::catalog::SegmentRow;
 use crate::error::StoreError;
-use crate::frames::Frames;
+use crate::frames::{Checks, Frames};
 use crate::segments::ListedSegment;
 use crate::store::Store;
 
@@ -146,7 +146,7 @@ impl Plan {
     }
 
     fn check(self, store: &Store, group: &GroupName, read: &(dyn Fn(u64) + Sync)) -> Checked {
-        let frames = Frames::new(Arc::clone(store.segments()), 0);
+        let frames = Frames::new(Arc::clone(store.segments()), 0, Checks::All);
         let mut found = Checked {
             segments: self.chain.len() as u64,
             bytes: self.chain.iter().map(|row| row.size_bytes).sum(),

@@ -16,7 +16,7 @@ use journal_format::{Hash, SECTOR_BYTES, VolumeName};
 
 use crate::catalog::{Point, SegmentRow};
 use crate::error::StoreError;
-use crate::frames::{FrameTable, Frames};
+use crate::frames::{Checks, FrameTable, Frames};
 use crate::segments::Segments;
 pub(crate) use map::Piece;
 use map::{MapBuilder, VolumeMap};
@@ -95,7 +95,7 @@ impl PointView {
             maps: builders.into_iter().map(MapBuilder::finish).collect(),
             segments: segments.list,
             places: places.list,
-            frames: Frames::new(from, options.cache_bytes_max),
+            frames: Frames::new(from, options.cache_bytes_max, Checks::All),
             read_ahead: Mutex::default(),
             open_duration: begin.elapsed(),
         }))

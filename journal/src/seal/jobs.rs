@@ -33,7 +33,7 @@ pub(super) enum Content {
 /// A frame that is to be made.
 pub(super) struct FrameJob<'a> {
     pub(super) pieces: Vec<&'a [u8]>,
-    /// Combined hash of the pieces, if they are whole blocks.
+    /// Combined hash of the pieces, if they are whole blocks; of a difference that of what they hold.
     pub(super) raw_hash: Option<Hash>,
     /// For a difference what each piece is combined with.
     pub(super) bases: Vec<&'a [u8]>,
@@ -103,9 +103,12 @@ fn encode(
 ) -> EncodedFrame {
     raw.clear();
     job.pieces.iter().for_each(|piece| raw.extend_from_slice(piece));
+    let raw_hash = job.raw_hash.unwrap_or_else(|| combined_hash(&block_hashes(raw)));
+    if job.bases.is_empty() {
+        return encoder.encode(raw, raw_hash, buffer);
+    }
     for (block, base) in raw.chunks_mut(BLOCK_BYTES as usize).zip(&job.bases) {
         apply_difference(block, base);
     }
-    let raw_hash = job.raw_hash.unwrap_or_else(|| combined_hash(&block_hashes(raw)));
-    encoder.encode(raw, raw_hash, buffer)
+    encoder.encode_difference(raw, raw_hash, buffer)
 }

@@ -195,6 +195,7 @@ impl<'a> Packer<'a> {
                 self.differences.bases.push(previous);
                 self.differences.places.push(place);
                 self.differences.base_hashes.push(base_hash);
+                self.differences.hashes.push(hash);
                 (&mut self.differences, steps + 1)
             }
             None => {

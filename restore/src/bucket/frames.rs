@@ -210,7 +210,7 @@ impl FrameFetcher {
     }
 
     /// Keeps a frame, which was verified, on this machine.
-    pub(super) fn keep(&self, hash: &Hash, bytes: &Bytes) {
+    pub(super) fn keep(&self, hash: &Hash, bytes: &[u8]) {
         if !self.disk.has(Kind::Frame, hash) {
             self.disk.put(Kind::Frame, hash, &[bytes]);
         }

@@ -10,8 +10,9 @@ use journal_format::{FormatError, Generation, GroupName, Sequence};
 use super::{
     GroupWriter, KnownChain, ListedSegment, Listing, Segments, WantedFrame, check_whole, same_segment,
 };
+use crate::decoding::{Decode, Decoding};
 use crate::error::{StoreError, io_error};
-use crate::segment_file;
+use crate::segment_file::{self, FrameFile};
 use crate::store::disk::Disk;
 use crate::store::{seed_of, writer_of};
 
@@ -43,17 +44,22 @@ impl Segments for Disk {
         Ok(index)
     }
 
-    fn frame(&self, frame: &WantedFrame<'_>) -> Result<Vec<u8>, StoreError> {
-        segment_file::read_frame(&self.place(frame.segment), frame.entry)
+    fn frame(
+        &self,
+        frame: &WantedFrame<'_>,
+        how: Decode,
+        decoding: &mut Decoding,
+    ) -> Result<Vec<u8>, StoreError> {
+        FrameFile::open(&self.place(frame.segment))?.read(frame.entry, how, decoding)
     }
 
     fn verify(&self, group: &GroupName, listed: &ListedSegment) -> Result<SegmentIndex, StoreError> {
-        segment_file::verify(&self.place_listed(group, listed)).map(|(index, _)| index)
+        segment_file::verify(&self.place_listed(group, listed))
     }
 
     fn verify_named(&self, segment: &SegmentSource) -> Result<SegmentIndex, StoreError> {
         let path = self.place(segment);
-        let (index, _) = segment_file::verify(&path)?;
+        let index = segment_file::verify(&path)?;
         same_segment(segment, &index, || path)?;
         Ok(index)
     }

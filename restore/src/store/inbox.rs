@@ -142,15 +142,11 @@ impl SegmentSink for Sink {
     fn commit(self: Box<Self>) -> Result<Option<Position>, Refusal> {
         let Sink { shared, group, segment, claim, file, part, received_bytes } = *self;
         let sequence = segment.position.sequence;
-        let verified = verified(&file, &part, &segment, &group.name);
-        let (mut index, hashes) = verified.map_err(|refusal| refusal.of_segment(sequence))?;
+        let verified = verified(&shared, &group, &file, &part, &segment);
+        let (mut index, resolved) = verified.map_err(|refusal| refusal.of_segment(sequence))?;
+        file.sync_all()
+            .map_err(|source| refusal_of(&io_error("sync", part.path())(source)).of_segment(sequence))?;
         drop(file);
-        // Without the lock if all that it refers to is here: it is the long part.
-        let resolved = sources_are_here(&group.state(), &segment, &index);
-        if resolved {
-            take_in_blocks(&shared, &group, part.path(), &index, hashes)
-                .map_err(|refusal| refusal.of_segment(sequence))?;
-        }
         index.drop_tables();
         let arrived = Arrived { index, resolved, part };
         let mut state = group.state();
@@ -220,44 +216,58 @@ fn settled(
     }
 }
 
-/// Verifies what has arrived and makes it durable.
+/// Verifies what has arrived, and what it refers to if that is here already; tells whether it is.
 fn verified(
+    shared: &Shared,
+    group: &Group,
     file: &File,
     part: &Part,
     segment: &SegmentDescriptor,
-    group: &GroupName,
-) -> Result<(SegmentIndex, Vec<Vec<Hash>>), Refusal> {
+) -> Result<(SegmentIndex, bool), Refusal> {
     let path = part.path();
     let length = file.metadata().map_err(|source| refusal_of(&io_error("look at", path)(source)))?.len();
     if length != segment.size_bytes {
         return Err(corrupt(format!("{length} of {} bytes arrived", segment.size_bytes)));
     }
-    let (index, hashes) = segment_file::verify(path).map_err(|error| match error.kind() {
-        ErrorKind::Corrupt | ErrorKind::Invalid => corrupt(with_cause(&error)),
-        _ => refusal_of(&error),
-    })?;
-    if index.header.group != *group {
+    let index = segment_file::read_index(path).map_err(|error| unread(&error))?;
+    if index.header.group != group.name {
         return Err(corrupt(format!("it is a segment of group '{}'", index.header.group)));
     }
     if index.position() != segment.position || index.header.parent != segment.parent {
         return Err(corrupt(format!("it is the segment {}, not the one announced", index.position())));
     }
-    file.sync_all().map_err(|source| refusal_of(&io_error("sync", path)(source)))?;
-    Ok((index, hashes))
+    // Without the lock, both: it is the long part.
+    let are_here = || sources_are_here(&group.state(), segment, &index);
+    let mut hashes = None;
+    if !are_here() {
+        hashes = Some(segment_file::verify_frames(path, &index).map_err(|error| unread(&error))?);
+    }
+    let resolved = hashes.is_none() || are_here();
+    if resolved {
+        take_in_blocks(shared, group, path, &index, hashes)?;
+    }
+    Ok((index, resolved))
 }
 
-/// Verifies what a segment refers to, and keeps the list of its blocks.
+/// What the peer is told about a segment whose bytes could not be verified.
+fn unread(error: &StoreError) -> Refusal {
+    match error.kind() {
+        ErrorKind::Corrupt | ErrorKind::Invalid => corrupt(with_cause(error)),
+        _ => refusal_of(error),
+    }
+}
+
+/// Verifies a segment's frames, if that has to be done yet, and what it refers to, and keeps the list of its blocks.
 fn take_in_blocks(
     shared: &Shared,
     group: &Group,
     path: &Path,
     index: &SegmentIndex,
-    hashes: Vec<Vec<Hash>>,
+    verified: Option<Vec<Vec<Hash>>>,
 ) -> Result<(), Refusal> {
-    let blocks = resolve(shared, group, path, index, hashes).map_err(|unresolved| match unresolved {
+    let blocks = resolve(shared, group, path, index, verified).map_err(|unresolved| match unresolved {
         Unresolved::Lacks(source, why) => lacking(&source, &why),
-        Unresolved::Store(error) if error.kind() == ErrorKind::Corrupt => corrupt(with_cause(&error)),
-        Unresolved::Store(error) => refusal_of(&error),
+        Unresolved::Store(error) => unread(&error),
     })?;
     let position = index.position();
     let list = shared.disk.block_list_path(&group.name, position.generation, position.sequence);
@@ -289,8 +299,9 @@ fn attach(shared: &Shared, group: &Group, state: &mut GroupState, first: Arrived
 fn publish(shared: &Shared, group: &Group, arrived: Arrived) -> Result<SegmentIndex, Refusal> {
     let Arrived { index, resolved, part } = arrived;
     if !resolved {
-        let (index, hashes) = segment_file::verify(part.path()).map_err(|error| refusal_of(&error))?;
-        take_in_blocks(shared, group, part.path(), &index, hashes)?;
+        // With its tables, which were dropped while it waited.
+        let index = segment_file::read_index(part.path()).map_err(|error| refusal_of(&error))?;
+        take_in_blocks(shared, group, part.path(), &index, None)?;
     }
     give_name(shared, group, &index, part).map_err(|error| refusal_of(&error))?;
     Ok(index)
@@ -310,7 +321,7 @@ fn give_name(shared: &Shared, group: &Group, index: &SegmentIndex, part: Part) -
 
 /// An earlier attempt got as far as the rename; what is there must be the same segment, whole.
 fn same_segment(path: &Path, index: &SegmentIndex) -> Result<(), StoreError> {
-    let (found, expected) = (segment_file::verify(path)?.0.trailer.hash, index.trailer.hash);
+    let (found, expected) = (segment_file::verify(path)?.trailer.hash, index.trailer.hash);
     if found == expected {
         return Ok(());
     }

@@ -5,17 +5,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use journal_format::segment::{
-    BlockPlace, DIFFERENCE_STEPS_MAX, ExtentContent, FrameEntry, FrameKind, SegmentIndex, SegmentSource,
-    block_hashes, combined_hash,
+    BlockPlace, DIFFERENCE_STEPS_MAX, Extent, ExtentContent, FrameEntry, FrameKind, SegmentIndex,
+    SegmentSource, combined_hash,
 };
 use journal_format::{BLOCK_BYTES, ErrorKind, Hash, with_causes};
 
 use super::writer::{Group, Shared};
 use crate::blocks::{self, BlockList, FrameBlocks};
+use crate::decoding::Decoding;
 use crate::error::StoreError;
 use crate::frames::{FrameTable, Frames, run_of_places};
-use crate::parallel::in_parallel;
-use crate::segment_file;
+use crate::parallel::{in_parallel, in_parallel_with};
+use crate::segment_file::{self, FrameFile};
 
 /// Why a segment's references do not hold.
 #[derive(Debug)]
@@ -50,17 +51,17 @@ impl Source<'_> {
         }
     }
 
-    /// Reads a frame when it is first referred to: nothing new shall rest on what a disk has lost since.
+    /// Reads a frame that is not known to be sound: nothing new shall rest on what a disk has lost.
     fn check_bytes(&self, frame: u32) -> Result<(), Unresolved> {
-        let key = (self.table.segment.hash, frame);
-        if self.shared.sound_frames.get(&key).is_some() {
+        let (sound, segment) = (&self.shared.frames.sound, self.table.segment.hash);
+        if sound.holds(segment, frame) {
             return Ok(());
         }
         let entry =
             self.table.frames.get(frame as usize).ok_or_else(|| self.lacks("it has no such frame"))?;
         let path = self.shared.segment_path(&self.table.segment);
         segment_file::check_frame(&path, entry).map_err(|error| self.lacks(&with_causes(&error)))?;
-        self.shared.sound_frames.put(key, &Arc::new(()), 1);
+        sound.note(segment, frame);
         Ok(())
     }
 
@@ -69,54 +70,69 @@ impl Source<'_> {
     }
 }
 
-/// Checks everything that the segment at `path` refers to, of which all bytes are verified already; `hashes` are those of its frames' blocks.
-/// Answers its own blocks.
+/// Verifies the frames of the segment at `path`, of which the index is verified already, and checks everything that it refers to. `verified` are the
+/// hashes of its frames' blocks if the bytes of the frames were verified before. Answers its own blocks.
 pub(super) fn resolve(
     shared: &Shared,
     group: &Group,
     path: &Path,
     index: &SegmentIndex,
-    hashes: Vec<Vec<Hash>>,
+    verified: Option<Vec<Vec<Hash>>>,
 ) -> Result<Vec<FrameBlocks>, Unresolved> {
     let sources = index.sources.iter().map(|source| open_source(shared, group, source));
     let sources = sources.collect::<Result<Vec<_>, _>>()?;
     check_frames(&sources, index)?;
-    for extent in &index.extents {
-        let ExtentContent::Reference(number) = extent.content else { continue };
-        let reference = index.references[number as usize];
-        let source = &sources[reference.place.source as usize];
-        let blocks = source.blocks(reference.place, (extent.length / BLOCK_BYTES) as usize)?;
-        if combined_hash(&blocks.hashes) != reference.hash {
-            return Err(source.lacks("its blocks have other hashes"));
-        }
-    }
-    let table = table_of(index);
-    let own = own_blocks(&shared.frames, &table, path, hashes, |first_base, count, bases_hash| {
-        let bases = &index.bases[first_base as usize..][..count];
-        let mut found = FrameBlocks::default();
-        let mut left = bases;
-        while let Some(&base) = left.first() {
-            let run = run_of_places(left);
-            let blocks = sources[base.source as usize].blocks(base, run)?;
-            found.hashes.extend(blocks.hashes);
-            found.steps.extend(blocks.steps);
-            left = &left[run..];
-        }
-        let first = bases.first().map_or(0, |base| base.source);
-        if combined_hash(&found.hashes) != bases_hash {
-            return Err(
-                sources[first as usize].lacks("blocks that differences are taken from have other hashes")
-            );
-        }
-        Ok(found.steps)
-    });
-    own.map_err(|unresolved| match (unresolved, index.sources.first()) {
+    check_references(&sources, index)?;
+    let table = FrameTable::of(index);
+    let source_of_base = |first_base: u32| &sources[index.bases[first_base as usize].source as usize];
+    let own = Own { frames: &shared.frames, table: &table, path, verified };
+    let blocks = own.blocks(
+        |first_base, count, bases_hash| {
+            let bases = &index.bases[first_base as usize..][..count];
+            let mut found = FrameBlocks::default();
+            let mut left = bases;
+            while let Some(&base) = left.first() {
+                let run = run_of_places(left);
+                let blocks = sources[base.source as usize].blocks(base, run)?;
+                found.hashes.extend(blocks.hashes);
+                found.steps.extend(blocks.steps);
+                left = &left[run..];
+            }
+            if combined_hash(&found.hashes) != bases_hash {
+                let why = "blocks that differences are taken from have other hashes";
+                return Err(source_of_base(first_base).lacks(why));
+            }
+            Ok(found.steps)
+        },
         // The segment's own bytes are verified: what is damaged, or rests on too much, is what it refers to.
-        (Unresolved::Store(error), Some(source)) if error.kind() == ErrorKind::Corrupt => {
-            Unresolved::Lacks(source.clone(), with_causes(&error))
+        |first_base, error| match error.kind() {
+            ErrorKind::Corrupt => source_of_base(first_base).lacks(&with_causes(&error)),
+            _ => error.into(),
+        },
+    )?;
+    (0..index.frames.len() as u32).for_each(|frame| shared.frames.sound.note(index.trailer.hash, frame));
+    Ok(blocks)
+}
+
+/// References that are checked together.
+const BATCH_REFERENCES: usize = 256;
+
+/// Checks, on all cores, that the blocks that are referred to have the hashes that are named.
+fn check_references(sources: &[Source<'_>], index: &SegmentIndex) -> Result<(), Unresolved> {
+    let batches: Vec<&[Extent]> = index.extents.chunks(BATCH_REFERENCES).collect();
+    let checked = in_parallel(batches.len(), |number| {
+        for extent in batches[number] {
+            let ExtentContent::Reference(number) = extent.content else { continue };
+            let reference = index.references[number as usize];
+            let source = &sources[reference.place.source as usize];
+            let blocks = source.blocks(reference.place, (extent.length / BLOCK_BYTES) as usize)?;
+            if combined_hash(&blocks.hashes) != reference.hash {
+                return Err(source.lacks("its blocks have other hashes"));
+            }
         }
-        (unresolved, _) => unresolved,
-    })
+        Ok(())
+    });
+    checked.map(drop)
 }
 
 /// Checks, on all cores, the frames that are referred to. What differences are taken from is read and verified when they are applied.
@@ -131,43 +147,43 @@ fn check_frames(sources: &[Source<'_>], index: &SegmentIndex) -> Result<(), Unre
     checked.map(drop)
 }
 
-/// The blocks of a segment. `steps_of` answers, for the bases of a difference frame, how many differences are below each.
-fn own_blocks<E: From<StoreError> + Send>(
-    frames: &Frames,
-    table: &FrameTable,
-    path: &Path,
-    hashes: Vec<Vec<Hash>>,
-    steps_of: impl Fn(u32, usize, Hash) -> Result<Vec<u8>, E> + Sync,
-) -> Result<Vec<FrameBlocks>, E> {
-    in_parallel(table.frames.len(), |number| {
-        let entry: &FrameEntry = &table.frames[number];
-        let FrameKind::Difference { first_base, bases_hash } = entry.kind else {
-            return Ok(FrameBlocks { steps: vec![0; hashes[number].len()], hashes: hashes[number].clone() });
-        };
-        let mut steps = steps_of(first_base, entry.blocks(), bases_hash)?;
-        // Reading them is what finds out that there are too many; a list that says so wrongly only makes its source refer to others.
-        steps.iter_mut().for_each(|steps| *steps = steps.saturating_add(1));
-        let mut raw = segment_file::read_frame(path, entry)?;
-        frames.apply(table, first_base, &mut raw)?;
-        Ok(FrameBlocks { hashes: block_hashes(&raw), steps })
-    })
+/// A segment whose own blocks are looked at.
+struct Own<'a> {
+    frames: &'a Frames,
+    table: &'a FrameTable,
+    path: &'a Path,
+    /// The hashes of the blocks of plain frames, if the bytes of all frames were verified before.
+    verified: Option<Vec<Vec<Hash>>>,
 }
 
-fn source_of(index: &SegmentIndex) -> SegmentSource {
-    SegmentSource {
-        group: index.header.group.clone(),
-        generation: index.header.generation,
-        sequence: index.header.sequence,
-        hash: index.trailer.hash,
-    }
-}
-
-fn table_of(index: &SegmentIndex) -> FrameTable {
-    FrameTable {
-        segment: source_of(index),
-        frames: index.frames.clone(),
-        sources: index.sources.clone(),
-        bases: index.bases.clone(),
+impl Own<'_> {
+    /// The segment's blocks, whose frames are verified on all cores: those of differences with the bases applied. `steps_of` answers, for the bases of
+    /// a difference frame, how many differences are below each; `unapplied` takes in that bases could not be applied, or are not what they were.
+    fn blocks<E: From<StoreError> + Send>(
+        &self,
+        steps_of: impl Fn(u32, usize, Hash) -> Result<Vec<u8>, E> + Sync,
+        unapplied: impl Fn(u32, StoreError) -> E + Sync,
+    ) -> Result<Vec<FrameBlocks>, E> {
+        let file = FrameFile::open(self.path)?;
+        in_parallel_with(self.table.frames.len(), Decoding::default, |decoding, number| {
+            let entry: &FrameEntry = &self.table.frames[number];
+            let FrameKind::Difference { first_base, bases_hash } = entry.kind else {
+                let hashes = match &self.verified {
+                    Some(verified) => verified[number].clone(),
+                    None => file.hashes(entry, decoding)?,
+                };
+                return Ok(FrameBlocks { steps: vec![0; hashes.len()], hashes });
+            };
+            let raw = file.verified(entry, decoding)?;
+            let mut steps = steps_of(first_base, entry.blocks(), bases_hash)?;
+            // Reading them is what finds out that there are too many; a list that says so wrongly only makes its source refer to others.
+            steps.iter_mut().for_each(|steps| *steps = steps.saturating_add(1));
+            let applied = self.frames.apply(self.table, first_base, raw);
+            let hashes =
+                applied.and_then(|()| entry.check_content(raw).map_err(|source| file.damaged(source)));
+            let hashes = hashes.map_err(|error| unapplied(first_base, error))?;
+            Ok(FrameBlocks { hashes, steps })
+        })
     }
 }
 
@@ -213,17 +229,20 @@ pub(super) fn block_list(shared: &Shared, table: &FrameTable) -> Result<Arc<Bloc
 fn make_block_list(shared: &Shared, table: &FrameTable, to: &Path) -> Result<(), StoreError> {
     let segment = &table.segment;
     let path = shared.segment_path(segment);
-    let (_, hashes) = segment_file::verify(&path)?;
-    let blocks = own_blocks(&shared.frames, table, &path, hashes, |first_base, count, _| {
-        let steps = |block: usize| {
-            let place = table.bases[first_base as usize + block];
-            let source = shared.frames.table(&table.sources[place.source as usize])?;
-            let list = block_list(shared, &source)?;
-            let found = list.read(place.frame, place.offset.into(), 1).ok().flatten();
-            // The bytes were checked when the segment was taken; only the number of steps is asked for.
-            Ok::<_, StoreError>(found.map_or(DIFFERENCE_STEPS_MAX, |blocks| blocks.steps[0]))
-        };
-        (0..count).map(steps).collect()
-    })?;
+    let own = Own { frames: &shared.frames, table, path: &path, verified: None };
+    let blocks = own.blocks(
+        |first_base, count, _| {
+            let steps = |block: usize| {
+                let place = table.bases[first_base as usize + block];
+                let source = shared.frames.table(&table.sources[place.source as usize])?;
+                let list = block_list(shared, &source)?;
+                let found = list.read(place.frame, place.offset.into(), 1).ok().flatten();
+                // The bytes were checked when the segment was taken; only the number of steps is asked for.
+                Ok::<_, StoreError>(found.map_or(DIFFERENCE_STEPS_MAX, |blocks| blocks.steps[0]))
+            };
+            (0..count).map(steps).collect()
+        },
+        |_, error| error,
+    )?;
     blocks::write(to, &segment.hash, &blocks)
 }

@@ -11,6 +11,7 @@ use transport::{Heartbeat, NewestCut};
 
 use super::Store;
 use crate::catalog::SegmentRow;
+use crate::decoding::{Decode, Decoding};
 use crate::error::StoreError;
 use crate::segments::{GroupWriter, KnownChain, ListedSegment, Listing, Segments, WantedFrame};
 
@@ -88,7 +89,7 @@ impl Union {
     fn first<T>(
         &self,
         segment: &SegmentSource,
-        ask: impl Fn(&dyn Segments) -> Result<T, StoreError>,
+        mut ask: impl FnMut(&dyn Segments) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut failed: Option<StoreError> = None;
         for store in self.order(&segment.hash) {
@@ -191,8 +192,15 @@ impl Segments for Union {
         self.first(segment, |segments| segments.index(segment))
     }
 
-    fn frame(&self, frame: &WantedFrame<'_>) -> Result<Vec<u8>, StoreError> {
-        self.first(frame.segment, |segments| segments.frame(frame))
+    fn frame(
+        &self,
+        frame: &WantedFrame<'_>,
+        how: Decode,
+        decoding: &mut Decoding,
+    ) -> Result<Vec<u8>, StoreError> {
+        // Another store may answer than the one in which it was sound.
+        let how = how.max(Decode::Verified);
+        self.first(frame.segment, |segments| segments.frame(frame, how, decoding))
     }
 
     fn reads_ahead(&self) -> bool {

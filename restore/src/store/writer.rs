@@ -21,7 +21,7 @@ use crate::blocks::BlockList;
 use crate::cache::Cache;
 use crate::catalog::Catalog;
 use crate::error::StoreError;
-use crate::frames::Frames;
+use crate::frames::{Checks, Frames};
 
 /// How long a start waits for commands that are bringing the catalog up to date.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
@@ -30,8 +30,6 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const FRAME_CACHE_BYTES: u64 = 64 << 20;
 /// Block lists that are open at once: each is a file.
 const OPEN_BLOCK_LISTS: u64 = 256;
-/// Frames that are known to be sound; about 10 MiB.
-const SOUND_FRAMES: u64 = 1 << 16;
 
 /// Limits of a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,8 +48,6 @@ pub(super) struct Shared {
     /// For what arrives and refers to what is here.
     pub(super) frames: Frames,
     pub(super) block_lists: Cache<Hash, BlockList>,
-    /// Frames that were read, and found as they arrived, when something referred to them.
-    pub(super) sound_frames: Cache<(Hash, u32), ()>,
     options: WriterOptions,
     catalog: Mutex<Catalog>,
     groups: Mutex<BTreeMap<GroupName, Arc<Group>>>,
@@ -128,9 +124,8 @@ impl StoreWriter {
         drop(alone);
         let used_bytes = AtomicU64::new(disk.used_bytes()?);
         let shared = Shared {
-            frames: Frames::new(Arc::new(disk.clone()), FRAME_CACHE_BYTES),
+            frames: Frames::new(Arc::new(disk.clone()), FRAME_CACHE_BYTES, Checks::Stored),
             block_lists: Cache::new(OPEN_BLOCK_LISTS),
-            sound_frames: Cache::new(SOUND_FRAMES),
             disk,
             options,
             catalog: Mutex::new(catalog),

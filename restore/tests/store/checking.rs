@@ -115,10 +115,14 @@ fn references_that_do_not_hold_are_damage() {
     // What lies there has another hash than the reference names.
     chain.seal(Carried::Referred(chain.source(0), 0, BLOCK as u32, 1, hash_of(&bytes[..BLOCK])));
     chain.seal(Carried::Different(chain.source(0), 0, 0, noise(3, 1), bytes[BLOCK..2 * BLOCK].to_vec()));
+    // The base is the one that is named, and what the source took the difference from was another.
+    let (base, other) = (bytes[..BLOCK].to_vec(), bytes[BLOCK..2 * BLOCK].to_vec());
+    chain.seal(Carried::Misplaced(chain.source(0), noise(4, 1), base, other));
     let bucket = TestBucket::with(&chain.group, &chain.segments);
     let found = look(&mut checker(&bucket, folder.path()));
     let damaged: Vec<u64> = found[0].damaged.iter().map(|segment| segment.sequence.0).collect();
-    assert_eq!(damaged, [4, 5], "{found:?}");
+    assert_eq!(damaged, [4, 5, 6], "{found:?}");
+    assert!(found[0].damaged[2].problem.contains("a frame's content"), "{found:?}");
     assert_eq!(found[0].checked, Some(chain.segments[whole - 1].position));
 }
 

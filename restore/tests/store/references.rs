@@ -31,6 +31,8 @@ pub(crate) enum Carried {
     Referred(SegmentSource, u32, u32, usize, Hash),
     /// One block as its difference from one of a source: what it holds, what the base holds.
     Different(SegmentSource, u32, u32, Vec<u8>, Vec<u8>),
+    /// One block as its difference from one, of which the second block of the first frame is said to be the base.
+    Misplaced(SegmentSource, Vec<u8>, Vec<u8>, Vec<u8>),
 }
 
 pub(crate) fn noise(seed: u8, blocks: usize) -> Vec<u8> {
@@ -66,12 +68,11 @@ impl Chain {
             }
             Carried::Different(source, frame, offset, content, base) => {
                 let place = BlockPlace { source: writer.add_source(source), frame, offset };
-                let (slot, mut raw) = (writer.open_frame(), content);
-                apply_difference(&mut raw, &base);
-                let hash = hash_of(&raw);
-                let encoded = encoder.encode(&mut raw, hash, Vec::new());
-                writer.add_framed(0, 0, BLOCK as u64, slot, 0);
-                writer.push_frame(slot, &encoded, Some((&[place], hash_of(&base))));
+                put_difference(&mut writer, place, &content, &base, hash_of(&base));
+            }
+            Carried::Misplaced(source, content, base, other) => {
+                let place = BlockPlace { source: writer.add_source(source), frame: 0, offset: BLOCK as u32 };
+                put_difference(&mut writer, place, &content, &base, hash_of(&other));
             }
         }
         let (header, meta) = (self.header(), self.meta());
@@ -128,6 +129,20 @@ impl Chain {
         view.volume(&"disk0".parse().unwrap()).unwrap().read_at(0, &mut bytes).unwrap();
         bytes
     }
+}
+
+fn put_difference(
+    writer: &mut SegmentWriter,
+    place: BlockPlace,
+    content: &[u8],
+    base: &[u8],
+    base_hash: Hash,
+) {
+    let (slot, mut raw) = (writer.open_frame(), content.to_vec());
+    apply_difference(&mut raw, base);
+    let encoded = FrameEncoder::new(1).encode_difference(&mut raw, hash_of(content), Vec::new());
+    writer.add_framed(0, 0, BLOCK as u64, slot, 0);
+    writer.push_frame(slot, &encoded, Some((&[place], base_hash)));
 }
 
 fn writer_of(folder: &Path, groups: &[&str]) -> StoreWriter {
@@ -233,10 +248,37 @@ fn nothing_new_rests_on_what_the_disk_has_lost() {
     let mut damaged = chain.segments[0].bytes.clone();
     damaged[1000] ^= 1;
     fs::write(&path, damaged).unwrap();
-    chain.seal(Carried::Referred(chain.source(0), 0, 0, 1, hash_of(&bytes[..BLOCK])));
+    // The base of a difference is seen to be damaged whenever that is, a frame that others refer to if it did not arrive just now.
+    let base = bytes[..BLOCK].to_vec();
+    let mut content = base.clone();
+    content[7] ^= 1;
+    chain.seal(Carried::Different(chain.source(0), 0, 0, content, base.clone()));
+    refused(&chain, &writer);
+    chain.segments.pop();
+    drop(writer);
+    let writer = writer_of(folder.path(), &["demo"]);
+    chain.seal(Carried::Referred(chain.source(0), 0, 0, 1, hash_of(&base)));
     refused(&chain, &writer);
     fs::write(&path, &chain.segments[0].bytes).unwrap();
     chain.send(&writer).unwrap();
+}
+
+#[test]
+fn a_difference_that_does_not_hold_what_it_claims_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut chain, writer, bytes) = begun(folder.path());
+    let base = bytes[..BLOCK].to_vec();
+    let mut content = base.clone();
+    content[7] ^= 1;
+    // The place of another block, whose hash is named rightly.
+    let other = bytes[BLOCK..2 * BLOCK].to_vec();
+    chain.seal(Carried::Misplaced(chain.source(0), content.clone(), base.clone(), other));
+    let refusal = refused(&chain, &writer);
+    assert!(refusal.reason.contains("a frame's content"), "{refusal}");
+    chain.segments.pop();
+    chain.seal(Carried::Different(chain.source(0), 0, 0, content.clone(), base));
+    chain.send(&writer).unwrap();
+    assert!(chain.read(folder.path(), BLOCK) == content);
 }
 
 #[test]

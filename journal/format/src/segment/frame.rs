@@ -5,6 +5,7 @@ use crate::{BLOCK_BYTES, FormatError, Hash, SECTOR_BYTES, hash_blocks};
 
 pub(super) const FRAME_ENTRY_BYTES: usize = 80;
 const PART: &str = "the segment's frame table";
+const PART_STORED: &str = "a frame";
 
 /// How a frame is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,9 +43,9 @@ pub struct FrameEntry {
     pub codec: FrameCodec,
     /// What its bytes are.
     pub kind: FrameKind,
-    /// Hash of the bytes as stored.
+    /// Hash of the bytes as stored; of a plain frame that is stored as it is, the raw hash.
     pub stored_hash: Hash,
-    /// Combined hash of the bytes before compression.
+    /// Combined hash of the bytes before compression; of a difference, of what its blocks hold when the bases are applied.
     pub raw_hash: Hash,
 }
 
@@ -73,7 +74,8 @@ pub fn apply_difference(bytes: &mut [u8], base: &[u8]) {
 
 impl FrameEntry {
     /// Verifies and decompresses the frame; `stored` is exactly the frame's bytes as stored. Answers the bytes before compression
-    /// with the hashes of their blocks. What a difference is taken from is not applied.
+    /// with the hashes of their blocks. Of a difference there are no hashes: only what its blocks hold has some, see
+    /// [`FrameEntry::check_content`].
     ///
     /// # Errors
     /// [`FormatError`] if a hash does not match, before or after decompression.
@@ -82,17 +84,58 @@ impl FrameEntry {
         decoder: &'a mut FrameDecoder,
         stored: &'a [u8],
     ) -> Result<(&'a [u8], Vec<Hash>), FormatError> {
+        if self.is_hashed_once() {
+            self.check_stored_size(stored)?;
+            let hashes = self.check_blocks(stored, PART_STORED)?;
+            return Ok((stored, hashes));
+        }
         self.verify_stored(stored)?;
         let raw = match self.codec {
             FrameCodec::Stored => stored,
             FrameCodec::Zstd => decoder.decompress(stored, self.raw_bytes)?,
         };
-        let hashes = block_hashes(raw);
-        if combined_hash(&hashes) == self.raw_hash {
-            Ok((raw, hashes))
-        } else {
-            Err(FormatError::Hash { part: "a frame's content" })
+        let hashes = match self.kind {
+            FrameKind::Plain => self.check_content(raw)?,
+            FrameKind::Difference { .. } => Vec::new(),
+        };
+        Ok((raw, hashes))
+    }
+
+    /// Verifies the bytes as stored, and decompresses them. What comes out is not hashed: of a frame whose content was checked when it was taken
+    /// in, the same bytes give the same content.
+    ///
+    /// # Errors
+    /// [`FormatError`] if the hash of the stored bytes does not match, or they are no zstd frame of the size that they should have.
+    pub fn decode_verified<'a>(
+        &self,
+        decoder: &'a mut FrameDecoder,
+        stored: &'a mut [u8],
+    ) -> Result<&'a mut [u8], FormatError> {
+        self.verify_stored(stored)?;
+        self.decompress(decoder, stored)
+    }
+
+    /// Decompresses a frame whose stored bytes are verified.
+    ///
+    /// # Errors
+    /// [`FormatError`] if they are no zstd frame of the size that they should have.
+    pub fn decompress<'a>(
+        &self,
+        decoder: &'a mut FrameDecoder,
+        stored: &'a mut [u8],
+    ) -> Result<&'a mut [u8], FormatError> {
+        match self.codec {
+            FrameCodec::Stored => Ok(stored),
+            FrameCodec::Zstd => decoder.decompress(stored, self.raw_bytes),
         }
+    }
+
+    /// Compares what the frame's blocks hold, of a difference when the bases are applied, with the raw hash. Answers the blocks' hashes.
+    ///
+    /// # Errors
+    /// [`FormatError`] if the hash does not match.
+    pub fn check_content(&self, content: &[u8]) -> Result<Vec<Hash>, FormatError> {
+        self.check_blocks(content, "a frame's content")
     }
 
     /// Verifies and decompresses the frame like [`FrameEntry::decode_hashed`], into memory of its own.
@@ -108,16 +151,38 @@ impl FrameEntry {
         })
     }
 
-    fn verify_stored(&self, stored: &[u8]) -> Result<(), FormatError> {
-        const PART: &str = "a frame";
-        if stored.len() != self.stored_bytes as usize {
-            let (expected, actual) = (self.stored_bytes.into(), stored.len() as u64);
-            return Err(FormatError::Truncated { part: PART, expected, actual });
+    /// Verifies the bytes as stored, without decompressing them.
+    ///
+    /// # Errors
+    /// [`FormatError`] if their size or hash does not match.
+    pub fn verify_stored(&self, stored: &[u8]) -> Result<(), FormatError> {
+        self.check_stored_size(stored)?;
+        if self.is_hashed_once() {
+            return self.check_blocks(stored, PART_STORED).map(drop);
         }
-        if Hash::of(stored) != self.stored_hash {
-            return Err(FormatError::Hash { part: PART });
+        if Hash::of(stored) == self.stored_hash {
+            Ok(())
+        } else {
+            Err(FormatError::Hash { part: PART_STORED })
         }
-        Ok(())
+    }
+
+    /// Whether one hash is that of the bytes as stored and of the content.
+    fn is_hashed_once(&self) -> bool {
+        self.codec == FrameCodec::Stored && self.kind == FrameKind::Plain
+    }
+
+    fn check_stored_size(&self, stored: &[u8]) -> Result<(), FormatError> {
+        let (expected, actual) = (self.stored_bytes.into(), stored.len() as u64);
+        if expected == actual {
+            return Ok(());
+        }
+        Err(FormatError::Truncated { part: PART_STORED, expected, actual })
+    }
+
+    fn check_blocks(&self, content: &[u8], part: &'static str) -> Result<Vec<Hash>, FormatError> {
+        let hashes = block_hashes(content);
+        if combined_hash(&hashes) == self.raw_hash { Ok(hashes) } else { Err(FormatError::Hash { part }) }
     }
 
     /// Number of its blocks.
@@ -169,7 +234,11 @@ impl FrameEntry {
             return Err(rule("a reserved field is set"));
         }
         let (stored_hash, raw_hash) = (hash_at(bytes, 16), hash_at(bytes, 48));
-        Ok(FrameEntry { offset, stored_bytes, raw_bytes, codec, kind, stored_hash, raw_hash })
+        let entry = FrameEntry { offset, stored_bytes, raw_bytes, codec, kind, stored_hash, raw_hash };
+        if entry.is_hashed_once() && stored_hash != raw_hash {
+            return Err(rule("a frame that is stored as it is has two hashes"));
+        }
+        Ok(entry)
     }
 }
 
@@ -181,11 +250,16 @@ pub struct FrameDecoder {
 }
 
 impl FrameDecoder {
-    fn decompress(&mut self, stored: &[u8], raw_bytes: u32) -> Result<&[u8], FormatError> {
+    /// Takes the memory with the frame that was decompressed last, and gives `spare` for the next one.
+    pub fn replace_raw(&mut self, spare: Vec<u8>) -> Vec<u8> {
+        std::mem::replace(&mut self.raw, spare)
+    }
+
+    fn decompress(&mut self, stored: &[u8], raw_bytes: u32) -> Result<&mut [u8], FormatError> {
         self.raw.clear();
         self.raw.reserve(raw_bytes as usize);
         match self.decompressor.decompress_to_buffer(stored, &mut self.raw) {
-            Ok(size) if size == raw_bytes as usize => Ok(&self.raw),
+            Ok(size) if size == raw_bytes as usize => Ok(&mut self.raw),
             _ => Err(FormatError::Decompress { raw_bytes: raw_bytes.into() }),
         }
     }
@@ -252,9 +326,25 @@ impl FrameEncoder {
         self.level
     }
 
-    /// Makes a frame of `raw`, of which `raw_hash` is the combined hash, in the memory of `buffer`, whatever that holds. What `raw` holds
+    /// Makes a plain frame of `raw`, of which `raw_hash` is the combined hash, in the memory of `buffer`, whatever that holds. What `raw` holds
     /// afterwards is of no use.
     pub fn encode(&mut self, raw: &mut Vec<u8>, raw_hash: Hash, buffer: Vec<u8>) -> EncodedFrame {
+        let (stored, codec, raw_bytes) = self.store(raw, buffer);
+        let stored_hash = match codec {
+            FrameCodec::Stored => raw_hash,
+            FrameCodec::Zstd => Hash::of(&stored),
+        };
+        EncodedFrame { stored, raw_bytes, codec, stored_hash, raw_hash }
+    }
+
+    /// Makes a difference frame like [`FrameEncoder::encode`]; `raw_hash` is the combined hash of what its blocks hold when the bases are applied.
+    pub fn encode_difference(&mut self, raw: &mut Vec<u8>, raw_hash: Hash, buffer: Vec<u8>) -> EncodedFrame {
+        let (stored, codec, raw_bytes) = self.store(raw, buffer);
+        let stored_hash = Hash::of(&stored);
+        EncodedFrame { stored, raw_bytes, codec, stored_hash, raw_hash }
+    }
+
+    fn store(&mut self, raw: &mut Vec<u8>, buffer: Vec<u8>) -> (Vec<u8>, FrameCodec, u32) {
         let (mut stored, raw_bytes) = (buffer, raw.len());
         stored.clear();
         let is_tried = self.gained || raw.len() < SAMPLED_BYTES_MIN || self.sample_gains(raw);
@@ -265,8 +355,7 @@ impl FrameEncoder {
             FrameCodec::Stored
         };
         self.gained = is_worth_it(stored.len(), raw_bytes);
-        let stored_hash = Hash::of(&stored);
-        EncodedFrame { stored, raw_bytes: raw_bytes as u32, codec, stored_hash, raw_hash }
+        (stored, codec, raw_bytes as u32)
     }
 
     /// Tells whether the frame became smaller.

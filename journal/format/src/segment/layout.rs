@@ -3,7 +3,7 @@
 use crate::{Epoch, FormatError, Generation, GroupName, Hash, Position, Sequence, Timestamp};
 
 /// Version of the segment format that this build writes and reads.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 /// Size of the header in bytes.
 pub const HEADER_BYTES: usize = 192;
 /// Size of the trailer in bytes.

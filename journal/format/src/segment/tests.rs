@@ -121,8 +121,8 @@ fn a_sealed_segment_is_read_back() {
 }
 
 #[test]
-fn v2_segment_is_parsed() {
-    let index = verify_segment(include_bytes!("tests/v2.seg")).unwrap();
+fn v3_segment_is_parsed() {
+    let index = verify_segment(include_bytes!("tests/v3.seg")).unwrap();
     let made = verify_segment(&referring_segment()).unwrap();
     assert_eq!((index.header, index.meta), (made.header, made.meta));
     assert_eq!((index.frames, index.extents), (made.frames, made.extents));
@@ -174,7 +174,7 @@ fn every_truncation_and_extension_is_detected() {
 fn another_version_is_refused_by_name() {
     let mut bytes = small_segment().bytes;
     bytes[8] = 9;
-    let expected = FormatError::Version { found: 9, supported: 2 };
+    let expected = FormatError::Version { found: 9, supported: 3 };
     assert_eq!(Header::decode(&bytes), Err(expected));
 }
 
@@ -270,11 +270,10 @@ fn source(sequence: u64) -> SegmentSource {
 /// A writer with a plain frame of two blocks, a difference of two blocks and a reference to three.
 fn referring(take: &mut dyn FnMut(&mut SegmentWriter)) -> SegmentWriter {
     let (mut writer, mut encoder) = (SegmentWriter::new(), FrameEncoder::new(1));
-    let mut encode = |fill: u8| {
-        let mut raw = vec![fill; 8192];
-        let raw_hash = combined_hash(&block_hashes(&raw));
-        encoder.encode(&mut raw, raw_hash, Vec::new())
-    };
+    let mut plain_frame = vec![2; 8192];
+    let raw_hash = combined_hash(&block_hashes(&plain_frame));
+    let plain_frame = encoder.encode(&mut plain_frame, raw_hash, Vec::new());
+    let difference_frame = encoder.encode_difference(&mut vec![1; 8192], Hash([7; 32]), Vec::new());
     let (plain, difference) = (writer.open_frame(), writer.open_frame());
     writer.add_framed(0, 0, 4096, difference, 4096);
     writer.add_framed(0, 4096, 8192, plain, 0);
@@ -283,9 +282,9 @@ fn referring(take: &mut dyn FnMut(&mut SegmentWriter)) -> SegmentWriter {
     writer.add_reference(0, 65536, 12288, Reference { place: place(1, 7, 8192), hash: Hash([9; 32]) });
     // The later slot is ready first: numbers are those of the frames' order in the file.
     let bases = [place(0, 3, 0), place(1, 0, 4096)];
-    assert_eq!(writer.push_frame(difference, &encode(1), Some((&bases, Hash([8; 32])))), 0);
+    assert_eq!(writer.push_frame(difference, &difference_frame, Some((&bases, Hash([8; 32])))), 0);
     take(&mut writer);
-    assert_eq!(writer.push_frame(plain, &encode(2), None), 1);
+    assert_eq!(writer.push_frame(plain, &plain_frame, None), 1);
     take(&mut writer);
     writer
 }
@@ -353,6 +352,45 @@ fn a_segment_that_is_taken_in_pieces_has_the_same_bytes() {
     assert_eq!(tail.size_bytes, taken.len() as u64);
     assert_eq!((tail.position, tail.parent), (whole.position, whole.parent));
     assert!(taken == whole.bytes);
+}
+
+#[test]
+fn the_content_of_a_difference_is_checked_with_its_bases_applied() {
+    let index = verify_segment(&referring_segment()).unwrap();
+    let difference =
+        FrameEntry { raw_hash: combined_hash(&block_hashes(&[5; 8192])), ..index.frames[0].clone() };
+    let stored = &referring_segment()[difference.offset as usize..][..difference.stored_bytes as usize];
+    let mut decoder = FrameDecoder::default();
+    let (raw, hashes) = difference.decode_hashed(&mut decoder, stored).unwrap();
+    assert_eq!((raw, hashes), (&[1; 8192][..], Vec::new()));
+    assert_eq!(difference.check_content(&[5; 8192]).unwrap(), [Hash::of(&[5; 4096]); 2]);
+    assert_eq!(difference.check_content(raw), Err(FormatError::Hash { part: "a frame's content" }));
+}
+
+#[test]
+fn a_frame_that_is_stored_as_it_is_has_one_hash() {
+    let raw = [3; 6144];
+    let raw_hash = combined_hash(&block_hashes(&raw));
+    let (raw_bytes, codec, kind) = (6144, FrameCodec::Stored, FrameKind::Plain);
+    let entry = FrameEntry {
+        offset: 0,
+        stored_bytes: raw_bytes,
+        raw_bytes,
+        codec,
+        kind,
+        stored_hash: raw_hash,
+        raw_hash,
+    };
+    assert_eq!(entry.verify_stored(&raw), Ok(()));
+    assert_eq!(entry.decode_hashed(&mut FrameDecoder::default(), &raw).unwrap().1.len(), 2);
+    let damaged = [4; 6144];
+    let refused = Err(FormatError::Hash { part: "a frame" });
+    assert_eq!(entry.verify_stored(&damaged), refused);
+    assert_eq!(entry.decode(&damaged).map(drop), refused);
+    let mut bytes = Vec::new();
+    let two = FrameEntry { stored_hash: Hash::of(&raw), ..entry };
+    two.encode(&mut bytes);
+    assert!(matches!(FrameEntry::decode_entry(&bytes, 0, |_| None), Err(FormatError::Rule { .. })));
 }
 
 #[test]
