@@ -1,6 +1,7 @@
 //! From an epoch's changes to segments in the journal.
 //!
-//! One thread decides, in the order of volume and offset, how each block is carried; all cores hash blocks before that and make frames behind it.
+//! One thread decides, in the order of volume and offset, how each block is carried; all cores hash blocks and look them up before that, and make
+//! frames behind it.
 //! What is under way at once is bounded: batches of pieces, which are borrowed, and frames.
 
 mod jobs;
@@ -76,10 +77,10 @@ pub(crate) fn seal(
 ) -> Result<SealCounters, JournalError> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let helpers = if changes.payload_bytes() < ALONE_BYTES { 0 } else { cores - 1 };
-    let level = request.options.level;
+    let (level, known) = (request.options.level, request.known);
     with_pool(
         helpers,
-        || jobs::worker(level),
+        || jobs::worker(level, known),
         |pool| {
             let place = Place { request, storage, check_room };
             let part = Some(Part::begin(&place, next, 0)?);
@@ -129,8 +130,8 @@ struct Sealing<'a, 'p, 's, W, K> {
     pool: &'p mut Pool<'s, Job<'a>, Done<'a>, W>,
     /// What nobody has looked at yet.
     pieces: Box<dyn Iterator<Item = Piece<'a>> + 'a>,
-    /// Batches that are being looked at, in their order.
-    looking: VecDeque<Ticket>,
+    /// Batches that are being looked at, in their order, each with the number of the part that was filled when it was handed out.
+    looking: VecDeque<(Ticket, u16)>,
     threads: usize,
     /// Absent only while one part follows the other.
     part: Option<Part<'a>>,
@@ -150,15 +151,19 @@ where
     fn run(mut self) -> Result<SealCounters, JournalError> {
         loop {
             self.look_ahead(AHEAD);
-            let Some(ticket) = self.looking.pop_front() else { break };
+            let Some((ticket, looked_in)) = self.looking.pop_front() else { break };
             let Done::Looked(looked) = self.pool.take(&ticket) else {
                 unreachable!("a look is answered by one")
             };
-            for (piece, content) in looked {
+            for (piece, mut content) in looked {
                 if self.part().is_full() {
                     let (stored, number) = self.finish_part(false)?;
                     let next = (stored.position.sequence.next(), stored.position.hash);
                     self.part = Some(Part::begin(&self.place, next, number + 1)?);
+                }
+                // Blocks of the parts between are known since.
+                if self.part().number != looked_in {
+                    content.look_again(self.place.request.known);
                 }
                 if let Some(packed) = self.part().packer.add(&piece, content) {
                     self.submit(packed)?;
@@ -176,7 +181,9 @@ where
             if batch.is_empty() {
                 break;
             }
-            self.looking.push_back(self.pool.submit(Job::Look(batch)));
+            let ticket = self.pool.submit(Job::Look(batch));
+            let part = self.part().number;
+            self.looking.push_back((ticket, part));
         }
     }
 

@@ -1,8 +1,10 @@
-//! What the threads of sealing do: hash pieces, make frames. Pure: bytes in, bytes out.
+//! What the threads of sealing do: hash pieces and look blocks up, make frames.
 
 use journal_format::segment::{EncodedFrame, FrameEncoder, apply_difference, block_hashes, combined_hash};
 use journal_format::{BLOCK_BYTES, Hash, hash_blocks, is_zero};
+use journal_index::Location;
 
+use crate::known::KnownBlocks;
 use crate::previous::{DIFFERING_BYTES_MAX, differing_bytes};
 
 /// A piece of a changed range that lies in one block of its volume.
@@ -21,13 +23,38 @@ pub(super) struct Piece<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Content {
     Zero,
-    /// A whole block, with the hash of what it held before if that is similar.
+    /// A whole block, with what it held before if that is similar.
     Block {
-        hash: Hash,
-        previous: Option<Hash>,
+        block: HashedBlock,
+        previous: Option<HashedBlock>,
     },
     /// Less than a block.
     Fragment,
+}
+
+/// A block's hash, and where the recovery site has the block, as far as that was known when it was looked at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HashedBlock {
+    pub(super) hash: Hash,
+    pub(super) known: Option<Location>,
+}
+
+impl HashedBlock {
+    /// Looks a block up.
+    fn look_up(hash: Hash, known: Option<&KnownBlocks>) -> HashedBlock {
+        HashedBlock { hash, known: known.and_then(|known| known.find(&hash)) }
+    }
+}
+
+impl Content {
+    /// Looks up again what was not known then.
+    pub(super) fn look_again(&mut self, known: Option<&KnownBlocks>) {
+        let Content::Block { block, previous } = self else { return };
+        let blocks = std::iter::once(block).chain(previous);
+        blocks.filter(|block| block.known.is_none()).for_each(|block| {
+            *block = HashedBlock::look_up(block.hash, known);
+        });
+    }
 }
 
 /// A frame that is to be made.
@@ -51,11 +78,11 @@ pub(super) enum Done<'a> {
 }
 
 /// One thread's worker.
-pub(super) fn worker<'a>(level: i32) -> impl FnMut(Job<'a>) -> Done<'a> {
+pub(super) fn worker<'a>(level: i32, known: Option<&'a KnownBlocks>) -> impl FnMut(Job<'a>) -> Done<'a> {
     let mut encoder = FrameEncoder::new(level);
     let mut raw = Vec::new();
     move |job| match job {
-        Job::Look(pieces) => Done::Looked(look(pieces)),
+        Job::Look(pieces) => Done::Looked(look(pieces, known)),
         Job::Encode(job, buffer) => Done::Encoded(encode(&mut encoder, &mut raw, &job, buffer)),
     }
 }
@@ -68,7 +95,7 @@ enum Look<'a> {
     Block { block: &'a Block, previous: Option<&'a Block> },
 }
 
-fn look(pieces: Vec<Piece<'_>>) -> Vec<(Piece<'_>, Content)> {
+fn look<'a>(pieces: Vec<Piece<'a>>, known: Option<&KnownBlocks>) -> Vec<(Piece<'a>, Content)> {
     let looks: Vec<Look<'_>> = pieces.iter().map(look_at).collect();
     let blocks = looks.iter().flat_map(|look| match look {
         Look::Nothing(_) => [None, None],
@@ -77,11 +104,11 @@ fn look(pieces: Vec<Piece<'_>>) -> Vec<(Piece<'_>, Content)> {
     let mut hashes = Vec::with_capacity(pieces.len());
     hash_blocks(blocks.flatten(), &mut hashes);
     let mut hashes = hashes.into_iter();
-    let mut next = || hashes.next().expect("every block has a hash");
+    let mut next = || HashedBlock::look_up(hashes.next().expect("every block has a hash"), known);
     let contents = looks.iter().map(|look| match look {
         Look::Nothing(content) => *content,
         Look::Block { previous, .. } => {
-            Content::Block { hash: next(), previous: previous.is_some().then(&mut next) }
+            Content::Block { block: next(), previous: previous.is_some().then(&mut next) }
         }
     });
     pieces.iter().copied().zip(contents).collect()

@@ -8,10 +8,9 @@ use journal_format::segment::{
     combined_hash,
 };
 use journal_format::{BLOCK_BYTES, GroupName, Hash, Sequence};
-use journal_index::Location;
 use serde::Serialize;
 
-use super::jobs::{Content, FrameJob, Piece};
+use super::jobs::{Content, FrameJob, HashedBlock, Piece};
 use crate::known::{KnownBlocks, LearntBlock};
 
 /// A frame on its way to the threads that make it.
@@ -148,7 +147,7 @@ impl<'a> Packer<'a> {
     /// Takes the next piece; answers a frame if that is full now.
     pub(super) fn add(&mut self, piece: &Piece<'a>, content: Content) -> Option<Packed<'a>> {
         match (content, piece.data) {
-            (Content::Block { hash, previous }, Some(data)) => self.add_block(piece, data, hash, previous),
+            (Content::Block { block, previous }, Some(data)) => self.add_block(piece, data, block, previous),
             (Content::Fragment, Some(data)) => {
                 self.end_run();
                 self.counters.whole_bytes += piece.length;
@@ -172,22 +171,23 @@ impl<'a> Packer<'a> {
         &mut self,
         piece: &Piece<'a>,
         data: &'a [u8],
-        hash: Hash,
-        previous: Option<Hash>,
+        block: HashedBlock,
+        previous: Option<HashedBlock>,
     ) -> Option<Packed<'a>> {
+        let hash = block.hash;
         if let Some(&(slot, offset)) = self.own.get(&hash) {
             self.end_run();
             self.counters.known_bytes += BLOCK_BYTES;
             self.writer.add_framed(piece.volume, piece.offset, BLOCK_BYTES, slot, offset);
             return None;
         }
-        if let Some((place, _)) = self.find(&hash) {
+        if let Some((place, _)) = self.place_of(block) {
             self.counters.known_bytes += BLOCK_BYTES;
             self.refer(piece, place, hash);
             return None;
         }
         self.end_run();
-        let base = previous.and_then(|previous| Some((previous, self.find(&previous)?)));
+        let base = previous.and_then(|previous| Some((previous.hash, self.place_of(previous)?)));
         let base = base.filter(|(_, (_, steps))| *steps < DIFFERENCE_STEPS_MAX).zip(piece.previous);
         let (open, steps) = match base {
             Some(((base_hash, (place, steps)), previous)) => {
@@ -214,9 +214,9 @@ impl<'a> Packer<'a> {
     }
 
     /// Where the recovery site has a block, with the differences between that and the plain block under it.
-    fn find(&mut self, hash: &Hash) -> Option<(BlockPlace, u8)> {
+    fn place_of(&mut self, block: HashedBlock) -> Option<(BlockPlace, u8)> {
         let Directory { known, group, next } = self.directory.as_ref()?;
-        let location: Location = known.find(hash)?;
+        let location = block.known?;
         let writer = &mut self.writer;
         let source = self.sources.entry(location.segment()).or_insert_with(|| {
             known.source(location.segment(), group, *next).map(|source| writer.add_source(source))
