@@ -17,8 +17,8 @@ use anyhow::{Context, bail};
 
 const USAGE: &str = "usage: bench NAME [--json] [OPTIONS]
 
-  tap    random, sequential, flushed and mixed requests through the tap with capture, intent map, sealing and a
-         pair's standby, against qemu-nbd, qemu-storage-daemon and nbdkit file
+  tap    random, sequential, flushed and mixed requests through the tap with capture, intent map, sealing, with
+         and without the index of known blocks and a pair's standby, against qemu-nbd, qemu-storage-daemon and nbdkit file
   wire   bytes, CPU time and memory for a file-system image of Debian packages and eight generations of change,
          against restic, borg, desync, qemu-img and rsync; tests/bench-setup installs what it needs
   index  inserts, look-ups and memory of the block index with the blocks of 64 GiB, 256 GiB and 1 TiB

@@ -44,10 +44,13 @@ const MEDIA: [Medium; 2] =
 /// Measurements by medium, job and server.
 type Samples = BTreeMap<(&'static str, &'static str, &'static str), Vec<Sample>>;
 
-/// The servers, in the order of the table; ours without and with a standby first.
-const SERVERS: [&str; 5] = ["thirdsite", "thirdsite-pair", "qemu-nbd", "qemu-storage-daemon", "nbdkit"];
+/// The servers, in the order of the table; ours first: alone, alone without an index of known blocks, and with a standby.
+const SERVERS: [&str; 6] =
+    [USUAL, WITHOUT_DEDUP, "thirdsite-pair", "qemu-nbd", "qemu-storage-daemon", "nbdkit"];
 /// Of these, ours.
-const OURS: usize = 2;
+const OURS: usize = 3;
+const USUAL: &str = "thirdsite";
+const WITHOUT_DEDUP: &str = "thirdsite-no-dedup";
 
 /// One measurement.
 #[derive(Clone, Copy, Debug)]
@@ -165,7 +168,7 @@ fn back_memory() -> anyhow::Result<()> {
 
 fn start(server: &str, place: &Path) -> anyhow::Result<Running> {
     if server.starts_with("thirdsite") {
-        return start_ours(server == "thirdsite-pair", place);
+        return start_ours(server, place);
     }
     let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(place)?;
     let (file, socket) = (folder.path().join("disk.raw"), folder.path().join("nbd.sock"));
@@ -197,9 +200,14 @@ fn start(server: &str, place: &Path) -> anyhow::Result<Running> {
 
 /// The agent as it runs in production: capture, intent map, cuts every second, sealing into a journal, and, with `pair`, a standby that gets marks and
 /// segments. The recovery site goes away when the first sync is done: sending to it is not measured here.
-fn start_ours(pair: bool, place: &Path) -> anyhow::Result<Running> {
+fn start_ours(server: &str, place: &Path) -> anyhow::Result<Running> {
+    let pair = server == "thirdsite-pair";
     let mut lab =
         if pair { Lab::pair_in(place, FILE_BYTES, "")? } else { Lab::demo_in(place, &[FILE_BYTES])? };
+    if server == WITHOUT_DEDUP {
+        let mut settings = fs::OpenOptions::new().append(true).open(lab.path("source.toml"))?;
+        settings.write_all(b"\n[dedup]\ncovers = \"0B\"\n")?;
+    }
     allocate(&lab.leg("demo", "disk0"), FILE_BYTES)?;
     lab.start_site()?;
     let standby = match pair {
@@ -313,7 +321,20 @@ fn report_job(samples: &Samples, medium: &Medium, job: &Job) -> Value {
         let figures = json!({"speed": speed, "cpu": cpu, "serving_cpu": serving, "p99": p99});
         ratios.insert((*ours).to_owned(), figures);
     }
+    ratios.insert("dedup".to_owned(), dedup_ratios(job, &value));
     json!({"servers": servers, "ratios": ratios})
+}
+
+/// What the index of known blocks costs: figures with it, divided by those without.
+fn dedup_ratios(job: &Job, value: &dyn Fn(&str, &str) -> f64) -> Value {
+    let ratio = |key: &str| value(USUAL, key) / value(WITHOUT_DEDUP, key);
+    let (speed, p50, p99) = (ratio("ops_per_second"), ratio("p50_us"), ratio("p99_us"));
+    let (cpu, serving) = (ratio("cpu_us"), ratio("serving_cpu_us"));
+    println!(
+        "{:<21}{USUAL:<20}with dedup to without: speed {speed:.2}, CPU {cpu:.2}, serving CPU {serving:.2}, p50 {p50:.2}, p99 {p99:.2}",
+        job.name
+    );
+    json!({"speed": speed, "cpu": cpu, "serving_cpu": serving, "p50": p50, "p99": p99})
 }
 
 pub(super) fn machine() -> anyhow::Result<Value> {
