@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use journal_format::BLOCK_BYTES;
 use journal_nbd::Payload;
@@ -103,6 +103,11 @@ impl Previous {
             if number > 1 && !found {
                 break;
             }
+            // Of a block that is written again in the same epoch there is nothing to find.
+            if self.keeps(offset / BLOCK_BYTES) {
+                found = true;
+                continue;
+            }
             if !read(offset, &mut buffer) {
                 break;
             }
@@ -114,8 +119,16 @@ impl Previous {
         found
     }
 
+    fn blocks(&self) -> MutexGuard<'_, PreviousBlocks> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keeps(&self, number: u64) -> bool {
+        self.blocks().contains_key(&number)
+    }
+
     fn keep(&self, number: u64, content: &[u8], budget: &PreviousBudget) {
-        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut blocks = self.blocks();
         // The first write of an epoch to a block sees what the epoch before left.
         if !blocks.contains_key(&number) && budget.take(BLOCK_BYTES) {
             blocks.insert(number, content.into());
@@ -124,7 +137,7 @@ impl Previous {
 
     /// Hands out what was kept; the next epoch begins.
     pub(crate) fn take(&self) -> PreviousBlocks {
-        std::mem::take(&mut *self.blocks.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.blocks())
     }
 }
 

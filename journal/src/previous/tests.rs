@@ -51,6 +51,22 @@ fn the_first_content_of_an_epoch_counts() {
 }
 
 #[test]
+fn a_block_that_is_kept_is_not_read_again_in_its_epoch() {
+    let (previous, budget) = (Previous::new(), PreviousBudget::new(LIMIT));
+    let mut looks = 0;
+    let mut write = || {
+        previous.look(0, &payload([(0, 1), (1, 1)]), &budget, |offset, buffer| {
+            looks += 1;
+            leg(offset, buffer)
+        });
+        looks
+    };
+    assert_eq!((write(), write()), (2, 2));
+    previous.take();
+    assert_eq!(write(), 4);
+}
+
+#[test]
 fn memory_is_bounded_and_given_back() {
     let (previous, budget) = (Previous::new(), PreviousBudget::new(LIMIT));
     let many = || payload((0..10).map(|number| (number, 1)));
@@ -88,5 +104,6 @@ fn looking_in_vain_becomes_rare_and_is_taken_up_again() {
     let late: u32 = (0..10 * RARE).map(|_| write(BLOCK)).sum();
     assert_eq!((early, late), (PATIENCE, 10));
     while write(1) == 0 {}
+    previous.take();
     assert_eq!(write(1), 1);
 }
