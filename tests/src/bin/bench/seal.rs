@@ -6,6 +6,8 @@
 //! The bare costs are those on one thread: blake3 of each block, of what a difference is taken from, too; zstd of what has to be compressed, at
 //! the same level and in frames of the same size; and writing what was sealed to a file in memory. `of bare` is the sum of the first two
 //! divided by the CPU time of sealing on one core, `with write` that of all three. Segments arrive as many at once as there are cores.
+//!
+//! What known content and differences refer to has arrived in the same round, so that the store takes it for sound and does not hash it again.
 
 #[path = "seal/bare.rs"]
 mod bare;
