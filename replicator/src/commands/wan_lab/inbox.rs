@@ -135,7 +135,7 @@ mod tests {
         };
         let receive = |number, bytes: &[u8]| match begin(number) {
             Ok(Begin::Receive(mut sink)) => {
-                sink.write(bytes).unwrap();
+                sink.write_at(0, bytes).unwrap();
                 sink.commit().map(|head| head.map(|head| head.sequence.0))
             }
             _ => panic!("segment {number} is here already"),
