@@ -157,7 +157,7 @@ fn show(options: &Options) -> Result<()> {
     demonstration.let_it_write(&mut protected, options)?;
     let before = demonstration.lose_protected_site(protected)?;
     let verdict = demonstration.boot_at_third_site(&before)?;
-    site.map_or(Ok(()), |mut site| site.stop())?;
+    site.map_or(Ok(()), Process::stop)?;
     demonstration.report(&verdict)
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use journal_nbd::{Client, Protocol, WriteFlags};
 use serde_json::Value;
 use tests::lab::{GroupSpec, Lab};
-use tests::object_server::{Kind, ObjectServer};
+use tests::object_server::ObjectServer;
 use transport_bucket::{BucketSettings, CredentialsSource};
 
 const MIB: u64 = 1 << 20;
@@ -89,7 +89,7 @@ fn write_noise(lab: &Lab, seed: u64, mib: u64) -> anyhow::Result<()> {
 
 #[test]
 fn points_survive_their_site_in_a_bucket_whose_server_is_killed() -> anyhow::Result<()> {
-    let mut server = ObjectServer::start(Kind::SeaweedFs)?;
+    let mut server = ObjectServer::start()?;
     let settings = server.settings("dr/site-a");
     let mut lab = lab()?;
     lab.set_targets(&format!("[[target]]\nname = \"vault\"\n[target.bucket]\n{}", keys_of(&settings)?))?;
@@ -127,7 +127,7 @@ fn points_survive_their_site_in_a_bucket_whose_server_is_killed() -> anyhow::Res
 
 #[test]
 fn both_roads_at_once_and_what_one_lacks_comes_from_the_other() -> anyhow::Result<()> {
-    let mut server = ObjectServer::start(Kind::SeaweedFs)?;
+    let mut server = ObjectServer::start()?;
     let settings = server.settings("dr");
     let mut lab = lab()?;
     lab.add_target(&format!("[[target]]\nname = \"vault\"\n[target.bucket]\n{}", keys_of(&settings)?))?;
@@ -171,7 +171,7 @@ fn both_roads_at_once_and_what_one_lacks_comes_from_the_other() -> anyhow::Resul
 
 #[test]
 fn a_bucket_that_cannot_be_used_says_why_and_is_used_when_it_can_be() -> anyhow::Result<()> {
-    let server = ObjectServer::start(Kind::SeaweedFs)?;
+    let server = ObjectServer::start()?;
     let settings = server.settings("dr");
     let mut lab = lab()?;
     let table = |keys: &str| format!("[[target]]\nname = \"vault\"\n[target.bucket]\n{keys}");
@@ -208,7 +208,7 @@ fn a_bucket_that_cannot_be_used_says_why_and_is_used_when_it_can_be() -> anyhow:
 
 #[test]
 fn a_journal_waits_for_the_recovery_sites_word_if_it_shall() -> anyhow::Result<()> {
-    let server = ObjectServer::start(Kind::SeaweedFs)?;
+    let server = ObjectServer::start()?;
     let settings = server.settings("dr");
     let mut lab = lab()?;
     let shown =
@@ -221,8 +221,8 @@ fn a_journal_waits_for_the_recovery_sites_word_if_it_shall() -> anyhow::Result<(
     lab.start_source()?;
     write_noise(&lab, 1, 4)?;
     let control = lab.path("source.sock").display().to_string();
+    lab.wait_until_swept("demo")?;
     let sealed = lab.json(&["cut", "demo", "--json", "--control", &control])?;
-    lab.eventually("the connection", |lab| Ok(lab.source_status("demo")?["connected"] == true))?;
     let reader = Reader::new(&lab, &settings, "far")?;
     let identity = lab.path("site-id").display().to_string();
     lab.eventually("the confirmation", |lab| {

@@ -20,7 +20,7 @@ async fn the_limit_of_a_link_counts_every_byte_and_changes_at_once() {
     outbox.seal([8 * MIB; 8]);
     let link = line.ship(line.options(), &[&outbox]);
     for limit in [1_000_000, 125_000, 1_500_000] {
-        link.set_limits(&LinkLimits { link: Some(limit), groups: HashMap::new() });
+        link.handle().set_limits(&LinkLimits { link: Some(limit), groups: HashMap::new() });
         tokio::time::sleep(Duration::from_secs(2)).await;
         let before = line.net.counters(Way::Up).offered.bytes;
         tokio::time::sleep(Duration::from_secs(10)).await;

@@ -60,7 +60,7 @@ async fn outages_lose_nothing_and_send_nothing_twice_but_what_was_under_way() {
     let twice = line.received() - needed;
     eprintln!(
         "{twice} bytes of {needed} came twice in {outages} outages; the slowest recovery took {worst:?}; {:?}",
-        link.stats()
+        link.handle().stats()
     );
     assert!(twice <= outages as u64 * in_flight(rtt), "{twice} bytes came twice");
     assert!(worst <= Duration::from_secs(5), "the slowest recovery took {worst:?}");
@@ -95,9 +95,9 @@ async fn probing_a_dead_line_costs_little() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     line.net.set_link(LinkState::Down);
     tokio::time::sleep(Duration::from_secs(60)).await;
-    let before = link.stats().sent_bytes;
+    let before = link.handle().stats().sent_bytes;
     tokio::time::sleep(Duration::from_secs(3600)).await;
-    let rate = (link.stats().sent_bytes - before) / 3600;
+    let rate = (link.handle().stats().sent_bytes - before) / 3600;
     eprintln!("{rate} bytes per second");
     assert!(rate < 6000, "{rate} bytes per second are sent into the void");
     drop(link);
@@ -129,8 +129,8 @@ async fn a_path_that_swallows_large_packets_is_met_with_small_ones() {
     outbox.seal([2 * MIB; 4]);
     let link = line.ship(line.options(), &[&outbox]);
     outbox.until_confirmed(4).await;
-    eprintln!("{:?}", link.stats());
-    let largest = link.stats().packet_bytes_max.expect("it is connected");
+    eprintln!("{:?}", link.handle().stats());
+    let largest = link.handle().stats().packet_bytes_max.expect("it is connected");
     assert!((1200..=1272).contains(&largest), "{largest} bytes in a packet");
     drop(link);
 }

@@ -20,7 +20,7 @@ async fn used(profile: &LinkProfile, seconds: f64) -> f64 {
     let link = line.ship(line.options(), &[&outbox]);
     tokio::time::sleep(Duration::from_secs(3) + 16 * rtt).await;
     let used = line.rate(seconds).await / ceiling();
-    eprintln!("{:?}", link.stats());
+    eprintln!("{:?}", link.handle().stats());
     drop(link);
     used
 }
