@@ -177,7 +177,7 @@ impl Start<'_> {
             ClaimSource { name: self.identity.name().clone(), fingerprint: self.identity.fingerprint() };
         let link = BucketLink::start(options, source, self.outboxes, &Handle::current());
         let link = link.map_err(|error| Failure::of(&error, error.kind(), &error.hint()))?;
-        let view = View::Bucket { link: link.handle(), meter: opened.meter, prices: settings.prices.clone() };
+        let view = View::Bucket { link: link.handle(), meter: opened.meter, prices: settings.prices };
         Ok((Link::Bucket(link), view))
     }
 }
