@@ -576,6 +576,21 @@ impl Lab {
         self.json(&args)
     }
 
+    /// Waits until a target, by its number in the settings, has confirmed a cut of a group.
+    ///
+    /// # Errors
+    /// If that does not happen, with what the agent says of the target then.
+    pub fn wait_until_confirmed(&self, group: &str, number: usize, cut: &Value) -> anyhow::Result<()> {
+        let epoch = |point: &Value| point.as_str()?.split_once('-')?.1.parse::<u64>().ok();
+        let wanted = epoch(&cut["point"]).context("the cut has no point")?;
+        let mut target = Value::Null;
+        let waited = self.eventually("the confirmation by the target", |lab| {
+            target = lab.source_status(group)?["targets"][number].clone();
+            Ok(epoch(&target["confirmed_point"]["id"]) >= Some(wanted))
+        });
+        waited.with_context(|| format!("point {}: {target}", cut["point"]))
+    }
+
     /// The points of a group, oldest first.
     ///
     /// # Errors

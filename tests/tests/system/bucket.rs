@@ -135,12 +135,7 @@ fn both_roads_at_once_and_what_one_lacks_comes_from_the_other() -> anyhow::Resul
     lab.start_source()?;
     write_noise(&lab, 1, 8)?;
     let cut = lab.cut("demo", &[])?;
-    for number in 0..2 {
-        lab.eventually("the point at the target", |lab| {
-            let target = &lab.source_status("demo")?["targets"][number];
-            Ok(target["confirmed_point"]["id"] == cut["point"])
-        })?;
-    }
+    (0..2).try_for_each(|number| lab.wait_until_confirmed("demo", number, &cut))?;
     // One road fails, and then the other.
     server.kill()?;
     write_noise(&lab, 2, 8)?;

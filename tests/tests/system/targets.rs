@@ -34,13 +34,6 @@ fn target(lab: &Lab, number: usize) -> anyhow::Result<Value> {
     Ok(lab.source_status("demo")?["targets"][number].clone())
 }
 
-/// Waits until a target has confirmed a point.
-fn wait_until_confirmed(lab: &Lab, number: usize, point: &Value) -> anyhow::Result<()> {
-    lab.eventually("the point at the target", |lab| {
-        Ok(target(lab, number)?["confirmed_point"]["id"] == *point)
-    })
-}
-
 fn check(lab: &Lab, store: &str, cut: &Value) -> anyhow::Result<()> {
     let point = cut["point"].as_str().context("no point")?;
     let bytes = lab.restored_from(store, "demo", "disk0", point)?;
@@ -56,7 +49,7 @@ fn two_sites_get_the_same_and_one_that_was_away_catches_up() -> anyhow::Result<(
     lab.start_source()?;
     write_noise(&lab, 1, 8)?;
     let cut = lab.cut("demo", &[])?;
-    (0..2).try_for_each(|number| wait_until_confirmed(&lab, number, &cut["point"]))?;
+    (0..2).try_for_each(|number| lab.wait_until_confirmed("demo", number, &cut))?;
     check(&lab, "store", &cut)?;
     check(&lab, "second-store", &cut)?;
     drop(second);
@@ -66,12 +59,12 @@ fn two_sites_get_the_same_and_one_that_was_away_catches_up() -> anyhow::Result<(
     // The other way round.
     lab.kill_site();
     let _second = lab.start_site_of("second-site.toml")?;
-    wait_until_confirmed(&lab, 1, &cut["point"])?;
+    lab.wait_until_confirmed("demo", 1, &cut)?;
     check(&lab, "second-store", &cut)?;
     write_noise(&lab, 3, 4)?;
     let cut = lab.cut("demo", &[])?;
     lab.start_site()?;
-    wait_until_confirmed(&lab, 0, &cut["point"])?;
+    lab.wait_until_confirmed("demo", 0, &cut)?;
     check(&lab, "store", &cut)?;
     let names = |store: &str| -> anyhow::Result<Vec<_>> {
         let folder = lab.path(store).join("groups/demo/segments");
@@ -96,7 +89,7 @@ fn a_target_that_is_away_for_too_long_is_left_behind_and_the_other_goes_on() -> 
     let second = lab.start_site_of("second-site.toml")?;
     lab.start_source()?;
     let cut = lab.cut("demo", &[])?;
-    wait_until_confirmed(&lab, 1, &cut["point"])?;
+    lab.wait_until_confirmed("demo", 1, &cut)?;
     drop(second);
     for round in 0..12 {
         write_noise(&lab, 10 + round, 12)?;
@@ -135,11 +128,11 @@ fn a_lost_journal_goes_on_behind_the_target_that_has_most() -> anyhow::Result<()
     let second = lab.start_site_of("second-site.toml")?;
     lab.start_source()?;
     let cut = lab.cut("demo", &[])?;
-    wait_until_confirmed(&lab, 1, &cut["point"])?;
+    lab.wait_until_confirmed("demo", 1, &cut)?;
     lab.kill_site();
     write_noise(&lab, 1, 4)?;
     let newest = lab.cut("demo", &[])?;
-    wait_until_confirmed(&lab, 1, &newest["point"])?;
+    lab.wait_until_confirmed("demo", 1, &newest)?;
     lab.kill_source();
     fs::remove_dir_all(lab.path("journal"))?;
     drop(second);
@@ -149,7 +142,7 @@ fn a_lost_journal_goes_on_behind_the_target_that_has_most() -> anyhow::Result<()
     lab.eventually("the question to the first", |lab| Ok(target(lab, 0)?["reason"].is_string()))?;
     let _second = lab.start_site_of("second-site.toml")?;
     let cut = lab.cut("demo", &[])?;
-    wait_until_confirmed(&lab, 1, &cut["point"])?;
+    lab.wait_until_confirmed("demo", 1, &cut)?;
     check(&lab, "second-store", &cut)?;
     // What it had is still there.
     let before = newest["point"].as_str().context("no point")?;
