@@ -113,6 +113,9 @@ fn print(report: &Report) {
             report.lag_p50_seconds, report.lag_p99_seconds, report.lag_max_seconds
         ),
     );
+    for (what, age) in [("RPO", report.rpo_seconds), ("RPO at site", report.site_rpo_seconds)] {
+        line(what, format!("p50 {:.2} s, p99 {:.2} s, max {:.2} s", age.p50, age.p99, age.max));
+    }
     line("packets up", packets(&report.up));
     line("packets down", packets(&report.down));
     for recovery in &report.recoveries {

@@ -21,6 +21,10 @@ pub struct Sample {
     pub goodput_mbit: f64,
     /// Age of the oldest data that is not confirmed.
     pub lag_seconds: f64,
+    /// What a loss of the source would lose now, as far as the source knows: the age of the newest point that the site has confirmed.
+    pub rpo_seconds: f64,
+    /// The same as the site knows it: the age of the newest point that is whole there.
+    pub site_rpo_seconds: f64,
     /// Packets of the direction of the data that were lost or dropped within the interval.
     pub lost_packets: u64,
     /// Bytes before the bottleneck of the direction of the data.
@@ -62,6 +66,10 @@ pub struct Report {
     pub lag_p99_seconds: f64,
     /// Longest lag.
     pub lag_max_seconds: f64,
+    /// Age of the newest point that the site has confirmed, as the source knows it.
+    pub rpo_seconds: Quantiles,
+    /// Age of the newest point that is whole at the site.
+    pub site_rpo_seconds: Quantiles,
     /// What happened to the packets from source to site.
     pub up: PacketSums,
     /// What happened to the packets from site to source.
@@ -76,6 +84,26 @@ pub struct Report {
     pub void: Option<String>,
     /// The course of the run.
     pub samples: Vec<Sample>,
+}
+
+/// How a figure of the samples is distributed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Quantiles {
+    /// Half of the samples are not above this.
+    pub p50: f64,
+    /// 99 % of the samples are not above this.
+    pub p99: f64,
+    /// The highest.
+    pub max: f64,
+}
+
+impl Quantiles {
+    fn of(values: impl Iterator<Item = f64>) -> Quantiles {
+        let mut values: Vec<f64> = values.collect();
+        values.sort_by(f64::total_cmp);
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| quantile(&values, share));
+        Quantiles { p50, p99, max }
+    }
 }
 
 /// CPU time of a part of the program.
@@ -190,8 +218,7 @@ impl Report {
     pub fn new(profile: &LinkProfile, end: RunEnd, samples: Vec<Sample>) -> Report {
         let seconds = end.length.as_secs_f64();
         let capacity = profile.capacity_bytes(Way::Up, end.length);
-        let mut lags: Vec<f64> = samples.iter().map(|sample| sample.lag_seconds).collect();
-        lags.sort_by(f64::total_cmp);
+        let lag = Quantiles::of(samples.iter().map(|sample| sample.lag_seconds));
         let recoveries = profile.outages(end.length).into_iter().map(|outage| recovery(outage, &samples));
         Report {
             profile: profile.name.clone(),
@@ -202,9 +229,11 @@ impl Report {
             confirmed_bytes: end.confirmed_bytes,
             goodput_mbit: megabits(end.arrived_bytes as f64, seconds),
             capacity_mbit: capacity.map(|bytes| megabits(bytes, seconds)),
-            lag_p50_seconds: quantile(&lags, 0.5),
-            lag_p99_seconds: quantile(&lags, 0.99),
-            lag_max_seconds: quantile(&lags, 1.0),
+            lag_p50_seconds: lag.p50,
+            lag_p99_seconds: lag.p99,
+            lag_max_seconds: lag.max,
+            rpo_seconds: Quantiles::of(samples.iter().map(|sample| sample.rpo_seconds)),
+            site_rpo_seconds: Quantiles::of(samples.iter().map(|sample| sample.site_rpo_seconds)),
             up: PacketSums::from(&end.counters[Way::Up as usize]),
             down: PacketSums::from(&end.counters[Way::Down as usize]),
             recoveries: recoveries.collect(),

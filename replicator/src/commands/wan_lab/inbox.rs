@@ -29,6 +29,11 @@ impl CountingInbox {
         self.0.arrived_bytes.load(Ordering::Relaxed)
     }
 
+    /// Up to where all segments are whole.
+    pub(super) fn head(&self) -> Option<Position> {
+        self.chain().head
+    }
+
     fn chain(&self) -> MutexGuard<'_, Chain> {
         self.0.chain.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -222,25 +222,20 @@ impl Generator {
         match &mut self.work {
             Work::Full { segments } => {
                 for _ in outbox.waiting() as u64..*segments {
-                    outbox.seal(segment_bytes);
+                    outbox.cut(segment_bytes, segment_bytes);
                 }
             }
-            Work::Once { bytes } => seal(outbox, std::mem::take(bytes), segment_bytes),
+            Work::Once { bytes } => match std::mem::take(bytes) {
+                0 => {}
+                bytes => outbox.cut(bytes, segment_bytes),
+            },
             Work::Change { bytes, next } => {
                 while *next <= now {
-                    seal(outbox, *bytes, segment_bytes);
+                    outbox.cut(*bytes, segment_bytes);
                     *next += CUT_INTERVAL;
                 }
             }
         }
-    }
-}
-
-fn seal(outbox: &SyntheticOutbox, mut bytes: u64, segment_bytes: u64) {
-    while bytes > 0 {
-        let part = bytes.min(segment_bytes);
-        outbox.seal(part);
-        bytes -= part;
     }
 }
 
@@ -273,7 +268,7 @@ impl Sampler {
 
     fn sample(&mut self, link: &Link, ends: &Ends) {
         let now = self.started.elapsed();
-        let arrived = ends.inbox.arrived_bytes();
+        let (arrived, head) = (ends.inbox.arrived_bytes(), ends.inbox.head());
         let lost = link.counters(Way::Up).dropped().packets;
         let passed = (now - self.last_at).as_secs_f64().max(1e-3);
         let rounded = |value: f64| (value * 1e3).round() / 1e3;
@@ -281,6 +276,8 @@ impl Sampler {
             seconds: rounded(now.as_secs_f64()),
             goodput_mbit: rounded(arrived.saturating_sub(self.arrived_bytes) as f64 * 8.0 / 1e6 / passed),
             lag_seconds: rounded(ends.outbox.lag().as_secs_f64()),
+            rpo_seconds: rounded(ends.outbox.rpo(None).as_secs_f64()),
+            site_rpo_seconds: rounded(ends.outbox.rpo(head).as_secs_f64()),
             lost_packets: lost - self.lost_packets,
             queue_bytes: link.backlog_bytes(Way::Up),
         });

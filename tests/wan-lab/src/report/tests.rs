@@ -15,6 +15,8 @@ fn report() -> (LinkProfile, Report) {
             seconds,
             goodput_mbit: if out { 0.0 } else { 90.0 },
             lag_seconds: if out { seconds - 5.0 } else { 0.1 },
+            rpo_seconds: if out { seconds - 4.0 } else { 1.1 },
+            site_rpo_seconds: if out { seconds - 4.0 } else { 1.0 },
             lost_packets: u64::from(out) * 7,
             queue_bytes: 50_000,
         }
@@ -47,6 +49,10 @@ fn sums_leave_outages_out_of_the_capacity_and_say_how_soon_data_came_again() {
     assert_eq!(report.goodput_mbit, 76.5);
     assert_eq!(report.capacity_mbit, Some(85.0));
     assert_eq!((report.lag_p50_seconds, report.lag_max_seconds), (0.1, 3.25));
+    assert_eq!(
+        (report.rpo_seconds.p50, report.site_rpo_seconds.p50, report.rpo_seconds.max),
+        (1.1, 1.0, 4.25)
+    );
     assert_eq!(report.recoveries.len(), 1);
     assert_eq!(report.recoveries[0].seconds, Some(0.5));
     assert_eq!((report.up.offered, report.void), (1, None));
