@@ -7,6 +7,8 @@ mod index;
 mod seal;
 #[path = "bench/tap.rs"]
 mod tap;
+#[path = "bench/wan.rs"]
+mod wan;
 #[path = "bench/wire.rs"]
 mod wire;
 
@@ -24,6 +26,8 @@ const USAGE: &str = "usage: bench NAME [--json] [OPTIONS]
   index  inserts, look-ups and memory of the block index with the blocks of 64 GiB, 256 GiB and 1 TiB
   seal   CPU time, speed and memory of sealing and of receiving, for zeroes, known, compressible, incompressible and
          database-like content, next to bare blake3 and bare zstd of the same bytes
+  wan    goodput on emulated links of 20 to 600 ms and 0 to 3 % loss, against rsync over TCP with CUBIC and with BBR, and the
+         age of the newest point at the site under a steady rate of change; as root
 
   --json         the last line is one JSON object with every figure (always printed)
 
@@ -40,6 +44,14 @@ of seal:
   --mib N        size of each input [default: 512]
   --rounds N     measurements of each input, of which the best counts [default: 3]
   --input NAME   only this input; may be repeated
+
+of wan:
+  --cells LIST   only these links: round trips in ms and losses in %, like 20x0,300x0.1
+  --quick        only 20 and 300 ms with 0 and 1 % loss
+  --rate RATE    of the link, which this machine has to carry with ease [default: 100mbit]
+  --seconds N    length of a run up to 100 ms; twice as long up to 300 ms, four times above [default: 10]
+  --seed N       what the link's losses are drawn from [default: 1]
+  --lag          instead: age of the newest point at 300 ms, 1 % loss and a change rate of 70 % of the link, for 60 s
 
 of wire:
   --small        an image of 256 MiB instead of 1.9 GiB
@@ -75,6 +87,9 @@ fn run() -> anyhow::Result<()> {
     }
     if arguments.next_if(|name| name == "seal").is_some() {
         return seal::run(arguments);
+    }
+    if arguments.next_if(|name| name == "wan").is_some() {
+        return wan::run(arguments);
     }
     let mut options =
         Options { seconds: 4, rounds: 5, medium: None, job: None, wire: wire::Options::default() };
