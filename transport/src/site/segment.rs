@@ -1,10 +1,12 @@
 //! Takes one piece of a segment from its stream.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use journal_format::{GroupName, Position};
 use quinn::{ReadError, RecvStream};
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::Offer;
@@ -15,6 +17,9 @@ use crate::wire::{PieceHeader, Refusal, RefusalKind};
 
 /// Bytes handed to a sink at once; fixed, whatever a header claims.
 const BATCH_BYTES: usize = 64 * 1024;
+
+/// How long a piece's bytes are gathered before they are handed on: on a slow line every packet would wake a thread otherwise.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// What became of a piece.
 pub(super) enum Outcome {
@@ -148,10 +153,11 @@ enum End {
     Broken,
 }
 
-/// Waits for bytes, and takes what there is without waiting any more. What was read before the stream broke counts.
+/// Waits for bytes, and takes what comes within [`GATHER`]. What was read before the stream broke counts.
 async fn read_batch(stream: &mut RecvStream) -> Result<(Vec<Chunk>, End), ReadError> {
     let mut chunks: Vec<Chunk> = Vec::new();
     let mut length = 0;
+    let mut gathered = false;
     while length < BATCH_BYTES {
         let read = stream.read_chunk(BATCH_BYTES - length, false);
         let read = if chunks.is_empty() {
@@ -159,7 +165,12 @@ async fn read_batch(stream: &mut RecvStream) -> Result<(Vec<Chunk>, End), ReadEr
         } else {
             match if_ready(read).await {
                 Some(read) => read,
-                None => break,
+                None if gathered => break,
+                None => {
+                    sleep(GATHER).await;
+                    gathered = true;
+                    continue;
+                }
             }
         };
         match read {
