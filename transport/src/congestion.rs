@@ -1,9 +1,10 @@
 //! Congestion control for long, lossy links that one flow should fill: quinn's side of the [`model`].
 //!
-//! quinn asks for nothing but a window, and paces at 1.25 windows per smoothed round trip. The model therefore keeps the
-//! window close to rate × shortest round trip, where acknowledgements set the pace and queues stay short. Losses alone
-//! mean nothing: see [`model`] for what does.
+//! quinn asks for nothing but a window, and paces at 1.25 windows per smoothed round trip, or less where timers are late.
+//! The model therefore keeps what is in flight close to rate × shortest round trip, where acknowledgements set the pace and
+//! queues stay short; [`fill`] makes up for what the pacer withholds. Losses alone mean nothing: see [`model`] for what does.
 
+mod fill;
 mod filter;
 mod model;
 mod round;

@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::AckPattern;
+use super::fill::Fill;
 use super::filter::{MaxFilter, MinRtt};
 use super::round::{Round, Rounds};
 use super::sampler::Sampler;
@@ -127,6 +128,7 @@ pub(super) struct Model {
     acked_at: Option<Instant>,
     newest_acked: Option<Instant>,
     in_flight: u64,
+    fill: Fill,
 }
 
 impl Model {
@@ -157,6 +159,7 @@ impl Model {
             acked_at: None,
             newest_acked: None,
             in_flight: 0,
+            fill: Fill::new(),
         }
     }
 
@@ -189,6 +192,8 @@ impl Model {
             self.acked_at = Some(now);
         }
         self.in_flight += bytes;
+        let round = self.rounds.current();
+        round.in_flight = round.in_flight.max(self.in_flight);
         self.sampler.handle_sent(now, bytes);
     }
 
@@ -264,8 +269,8 @@ impl Model {
                 }
                 None => window,
             },
-            Phase::Cruise { .. } => self.pipe(1.0 + self.headroom),
-            Phase::Probe { .. } => PROBE_GAIN * self.pipe(1.0 + self.headroom),
+            Phase::Cruise { .. } => self.fill.factor() * self.pipe(1.0 + self.headroom),
+            Phase::Probe { .. } => self.fill.factor() * PROBE_GAIN * self.pipe(1.0 + self.headroom),
             Phase::Verify { target, .. } => target,
         };
         (window.min(WINDOW_BYTES_MAX) as u64 + SLACK_PACKETS * self.mtu).max(WINDOW_PACKETS_MIN * self.mtu)
@@ -321,6 +326,11 @@ impl Model {
                 self.cruise(now, 0);
             }
             return;
+        }
+        if let Phase::Cruise { .. } = self.phase
+            && self.since_probe > 2
+        {
+            self.fill.handle_round(round.in_flight as f64, self.pipe(1.0 + self.headroom));
         }
         self.age += 1;
         self.rate.age(self.age);

@@ -14,6 +14,8 @@ pub(super) struct Round {
     pub(super) rtt: Option<Duration>,
     /// Largest rate that was delivered.
     pub(super) rate: f64,
+    /// The most that was in flight.
+    pub(super) in_flight: u64,
     /// The application did not fill the window.
     pub(super) limited: bool,
 }
