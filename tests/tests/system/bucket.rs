@@ -1,12 +1,14 @@
-//! The road through object storage: a real S3 server, which is killed; a restore with nothing but the bucket and its key.
+//! The road through object storage: a real S3 server, which is killed; a distributed one of which a node is killed; a restore with nothing but the bucket and its key.
 
-use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use std::{fs, thread};
 
 use anyhow::{Context, ensure};
 use journal_nbd::{Client, Protocol, WriteFlags};
 use serde_json::Value;
 use tests::lab::{GroupSpec, Lab};
-use tests::object_server::ObjectServer;
+use tests::object_server::{ObjectCluster, ObjectServer};
 use transport_bucket::{BucketSettings, CredentialsSource};
 
 const MIB: u64 = 1 << 20;
@@ -123,6 +125,69 @@ fn points_survive_their_site_in_a_bucket_whose_server_is_killed() -> anyhow::Res
     ensure!(verified["whole"] == true, "damage: {verified}");
     // Again on a machine that has never seen it.
     Reader::new(&lab, &settings, "elsewhere")?.check(&lab, &last["point"])
+}
+
+#[test]
+fn nothing_is_lost_when_a_node_of_the_store_is_killed() -> anyhow::Result<()> {
+    let mut cluster = ObjectCluster::start()?;
+    let settings = cluster.settings("dr/site-a");
+    let mut lab = lab()?;
+    lab.set_targets(&format!("[[target]]\nname = \"vault\"\n[target.bucket]\n{}", keys_of(&settings)?))?;
+    lab.start_source()?;
+    write_noise(&lab, 1, 12)?;
+    let before = lab.cut("demo", &[])?;
+    let (stop, lab_of_writer) = (AtomicBool::new(false), &lab);
+    let during = thread::scope(|scope| {
+        let writer = scope.spawn(|| write_until(lab_of_writer, &stop));
+        // Whatever happens here, the writer ends.
+        let killed = kill_fullest_node(&mut cluster, lab_of_writer);
+        stop.store(true, Ordering::Release);
+        let written = writer.join().map_err(|_| anyhow::anyhow!("the writer failed"))??;
+        ensure!(written > 0, "nothing was written while the node was killed");
+        killed
+    })?;
+    write_noise(&lab, 3, 4)?;
+    let last = lab.cut("demo", &[])?;
+    let expected = fs::read(lab.leg("demo", "disk0"))?;
+    ensure!(lab.source_status("demo")?["state"] == "protected", "not protected");
+    // The node stays dead, and so does the site.
+    lab.kill_source();
+    let reader = Reader::new(&lab, &settings, "far")?;
+    let listed = lab.json(&reader.args(&["point", "list", "demo", "--json"]))?;
+    let points = listed["points"].as_array().context("no points")?;
+    for cut in [&before, &during, &last] {
+        ensure!(points.iter().any(|point| point["id"] == cut["point"]), "{} is not listed", cut["point"]);
+    }
+    reader.check(&lab, &last["point"])?;
+    ensure!(fs::read(lab.leg("demo", "disk0"))? == expected, "the leg has changed");
+    // Everything, older points too.
+    let verified = lab.json(&reader.args(&["verify", "--json"]))?;
+    ensure!(verified["whole"] == true, "damage: {verified}");
+    Ok(())
+}
+
+/// Kills the node that has the most while there is something on its way to the store, and answers a point that was confirmed afterwards.
+fn kill_fullest_node(cluster: &mut ObjectCluster, lab: &Lab) -> anyhow::Result<Value> {
+    lab.eventually("something on its way", |lab| {
+        let status = lab.source_status("demo")?;
+        Ok(status["head"] != status["acknowledged"])
+    })?;
+    let held = cluster.held_bytes()?;
+    let fullest = (0..held.len()).max_by_key(|&number| held[number]).context("no nodes")?;
+    ensure!(held[fullest] > MIB, "the nodes hold {held:?} bytes; killing one would show nothing");
+    cluster.kill_volume_server(fullest)?;
+    lab.cut("demo", &[])
+}
+
+/// A VM that writes on: a mebibyte of noise every few milliseconds. Answers how many it wrote.
+fn write_until(lab: &Lab, stop: &AtomicBool) -> anyhow::Result<u64> {
+    let mut written = 0;
+    while !stop.load(Ordering::Acquire) {
+        write_noise(lab, 100 + written, 1)?;
+        written += 1;
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(written)
 }
 
 #[test]
