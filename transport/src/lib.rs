@@ -15,6 +15,7 @@ pub mod enrolment;
 mod frames;
 pub mod identity;
 mod link;
+mod measure;
 mod meter;
 pub mod names;
 pub mod network;
@@ -32,6 +33,7 @@ pub use identity::{Fingerprint, Identity, IdentityError, PublicKey, Signature};
 pub use link::{
     CallError, Caller, LinkError, LinkHandle, LinkLimits, LinkOptions, LinkStats, PendingCall, SourceLink,
 };
+pub use measure::{LinkMeasurement, MEASURE_BYTES_MAX, MeasureOptions, measure_link};
 pub use names::PeerName;
 pub use network::{Network, SystemNetwork};
 pub use session::Backoff;

@@ -1,7 +1,7 @@
 //! The source's side: keeps one connection to the site and ships all groups over it.
 
 mod call;
-mod dial;
+pub(crate) mod dial;
 mod error;
 mod group;
 mod segment;
@@ -176,7 +176,7 @@ impl SourceLink {
             return Err(LinkError::Sites { actual: sites.len() });
         }
         // Found out now, not at the first attempt.
-        tls::source_config(&identity, &sites)?;
+        tls::source_config(&identity, &sites, tls::ALPN)?;
         let shutdown = CancellationToken::new();
         let backoff = Backoff::new(options.backoff_min, options.backoff_max, options.seed);
         let caller = |outbox: &Arc<dyn Outbox>| {
@@ -198,6 +198,7 @@ impl SourceLink {
             sites,
             meter: Arc::clone(&meter),
             memory: Arc::clone(&memory),
+            protocol: tls::ALPN,
         };
         let link = Link {
             options,

@@ -3,6 +3,7 @@
 mod addresses;
 mod connection;
 mod group;
+mod measure;
 mod partials;
 mod receipts;
 mod registry;
@@ -37,6 +38,7 @@ use crate::tls;
 use crate::traits::Inbox;
 use crate::wire::SEGMENT_BYTES_MAX;
 use addresses::Addresses;
+use measure::Measuring;
 pub use partials::PartialLimits;
 use partials::Partials;
 use registry::Registry;
@@ -218,6 +220,7 @@ impl SiteServer {
             inbox,
             registry,
             addresses: Arc::default(),
+            measuring: Measuring::default(),
             shutdown: shutdown.clone(),
             without_goodbye: without_goodbye.clone(),
         });
@@ -272,6 +275,8 @@ struct Site {
     registry: Arc<Registry>,
     /// Who is shaking hands.
     addresses: Arc<Addresses>,
+    /// Who is measuring its path.
+    measuring: Measuring,
     shutdown: CancellationToken,
     without_goodbye: Arc<AtomicBool>,
 }
@@ -344,6 +349,9 @@ impl Site {
             let greeted = timeout(GREETING_TIMEOUT, site.handshake(incoming)).await;
             drop((permit, place));
             match greeted {
+                Ok(Some((connection, peer))) if measure::is_asked_for(&connection) => {
+                    measure::serve(&site, connection, &peer).await;
+                }
                 Ok(Some((connection, peer))) => connection::serve(site, connection, peer).await,
                 Ok(None) => {}
                 Err(_) => warn!(%address, "a handshake took too long"),

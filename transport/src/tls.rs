@@ -23,6 +23,9 @@ use crate::identity::{Fingerprint, Identity, ParsedCertificate, PublicKey, parse
 /// Application protocol of version 1.
 pub(crate) const ALPN: &[u8] = b"thirdsite/1";
 
+/// Application protocol of a connection that measures its path.
+pub(crate) const MEASURE_ALPN: &[u8] = b"thirdsite-measure/1";
+
 /// Name that sources ask for; nothing is decided by it.
 pub(crate) const SERVER_NAME: &str = "thirdsite";
 
@@ -171,6 +174,7 @@ impl ClientCertVerifier for EnrolledSources {
 pub(crate) fn source_config(
     identity: &Identity,
     expected: &[Fingerprint],
+    protocol: &[u8],
 ) -> Result<(QuicClientConfig, Arc<Presented>), Error> {
     let presented = Arc::new(Presented::default());
     let provider = provider();
@@ -181,7 +185,7 @@ pub(crate) fn source_config(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_auth_cert(vec![identity.certificate()], PrivateKeyDer::Pkcs8(identity.private_key()))?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     Ok((QuicClientConfig::try_from(config).map_err(no_cipher)?, presented))
@@ -199,7 +203,7 @@ pub(crate) fn site_config(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_single_cert(vec![identity.certificate()], PrivateKeyDer::Pkcs8(identity.private_key()))?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![ALPN.to_vec(), MEASURE_ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;

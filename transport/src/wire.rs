@@ -263,6 +263,13 @@ pub enum CallAnswer {
     Blocks(Vec<ListedBlock>),
 }
 
+/// The answer to a stream of a connection that measures its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Bytes that came and were discarded.
+    pub bytes: u64,
+}
+
 /// What a site has of a region. The order of the variants is part of the protocol.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RegionAnswer {

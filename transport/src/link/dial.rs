@@ -37,28 +37,30 @@ const CONNECTION_REFUSED: u64 = 0x2;
 
 /// A connection whose site is a pinned one.
 #[derive(Clone)]
-pub(super) struct Connected {
-    pub(super) endpoint: Endpoint,
-    pub(super) connection: Connection,
-    pub(super) address: SocketAddr,
+pub(crate) struct Connected {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) connection: Connection,
+    pub(crate) address: SocketAddr,
     /// Local address at the time.
-    pub(super) source: Option<IpAddr>,
-    pub(super) presented: Arc<Presented>,
+    pub(crate) source: Option<IpAddr>,
+    pub(crate) presented: Arc<Presented>,
 }
 
 /// What attempts to connect have in common.
-pub(super) struct Dialer {
-    pub(super) options: Arc<LinkOptions>,
-    pub(super) identity: Arc<Identity>,
+pub(crate) struct Dialer {
+    pub(crate) options: Arc<LinkOptions>,
+    pub(crate) identity: Arc<Identity>,
     /// Fingerprints of which the site has one.
-    pub(super) sites: Vec<Fingerprint>,
-    pub(super) meter: Arc<Meter>,
-    pub(super) memory: Arc<PathMemory>,
+    pub(crate) sites: Vec<Fingerprint>,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) memory: Arc<PathMemory>,
+    /// Application protocol that is asked for.
+    pub(crate) protocol: &'static [u8],
 }
 
 impl Dialer {
     /// Tries the site's addresses one after the other.
-    pub(super) async fn connect(&self) -> Result<Connected, LinkError> {
+    pub(crate) async fn connect(&self) -> Result<Connected, LinkError> {
         let unresolved = |source| LinkError::Resolve { address: self.options.site.clone(), source };
         let addresses: Vec<_> =
             tokio::net::lookup_host(&self.options.site).await.map_err(unresolved)?.collect();
@@ -100,7 +102,7 @@ impl Dialer {
     }
 
     /// Connects anew beside `silent` until an attempt succeeds.
-    pub(super) async fn race(&self, silent: &Connected) -> Connected {
+    pub(crate) async fn race(&self, silent: &Connected) -> Connected {
         let Connected { endpoint, address, .. } = silent;
         info!(%address, "the line is silent; connections are tried beside the one that there is");
         let mut attempts = Attempts::new();
@@ -152,7 +154,7 @@ impl Dialer {
     }
 
     /// Says in the operator's terms why a connection, or an attempt, ended.
-    pub(super) fn explain(
+    pub(crate) fn explain(
         &self,
         error: ConnectionError,
         address: SocketAddr,
@@ -234,7 +236,7 @@ impl Attempts {
             },
             _ = self.tick.tick() => {
                 self.begun += 1;
-                let (crypto, presented) = match tls::source_config(&dialer.identity, &dialer.sites) {
+                let (crypto, presented) = match tls::source_config(&dialer.identity, &dialer.sites, dialer.protocol) {
                     Ok(config) => config,
                     Err(error) => return Some(Err(error.into())),
                 };
