@@ -1,5 +1,6 @@
 //! The command line. Names and ids that one command prints are accepted by the others.
 
+mod link_test;
 mod wan_lab;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use journal_format::{BookmarkName, GroupName, PointId, VolumeName};
 use transport::PeerName;
 
+pub(crate) use self::link_test::LinkTestArgs;
 pub(crate) use self::wan_lab::{Engine, WanLabCommand, WanLabRunArgs};
 use crate::settings::Listen;
 
@@ -68,6 +70,9 @@ pub(crate) enum Command {
     Boot(BootArgs),
     /// Read and re-hash everything in a store
     Verify(VerifyArgs),
+    /// Measure the path to a recovery site beside its groups, without storing anything, and recommend settings
+    #[command(after_help = link_test::EXAMPLES)]
+    LinkTest(LinkTestArgs),
     /// Measure the transport over an emulated wide-area link, on this host alone
     #[command(subcommand)]
     WanLab(WanLabCommand),

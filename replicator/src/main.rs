@@ -82,6 +82,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Restore(args) => commands::restore(&args),
         Command::Boot(args) => commands::boot(&args, &runtime()?),
         Command::Verify(args) => commands::verify(&args),
+        Command::LinkTest(args) => commands::link_test(&args, &runtime()?),
         Command::WanLab(WanLabCommand::Run(args)) => commands::run_wan_lab(&args),
         Command::WanLab(WanLabCommand::Profiles { name, json }) => {
             commands::list_profiles(name.as_deref(), json)

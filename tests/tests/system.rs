@@ -12,6 +12,8 @@ mod dedup;
 mod guest;
 #[path = "system/kills.rs"]
 mod kills;
+#[path = "system/link_test.rs"]
+mod link_test;
 #[path = "system/object_store.rs"]
 mod object_store;
 #[path = "system/order.rs"]
