@@ -17,8 +17,8 @@ use crate::wire::PIECE_BYTES_MAX;
 /// More than a piece of a segment, so that no stream waits for its window, and less than 1024 packets, the number of
 /// gaps at which quinn aborts a connection.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
-/// Twice the bandwidth-delay product of 1 Gbit/s at 600 ms.
-pub(crate) const CONNECTION_WINDOW_BYTES_MAX: u64 = 160 << 20;
+/// More than the bandwidth-delay product of 500 Mbit/s at 600 ms. The sender keeps as much until it is acknowledged, which its memory has to bear.
+pub(crate) const CONNECTION_WINDOW_BYTES_MAX: u64 = 64 << 20;
 /// Enough for 50 Mbit/s at 300 ms; what every connection of a site gets, however many there are.
 const CONNECTION_WINDOW_BYTES_MIN: u64 = 2 << 20;
 /// What all connections of a site may leave unread together.

@@ -10,7 +10,7 @@ mod registry;
 mod segment;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,7 @@ use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -53,6 +53,10 @@ const HANDSHAKES_UNVALIDATED_MAX: usize = 16;
 const CONNECTIONS_MAX: usize = 256;
 /// Time for which a site that shuts down waits until sources have heard its goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for sources to hear that they are cut off; one that is gone drains for longer, and nobody waits for it.
+const CUT_OFF_TIMEOUT: Duration = Duration::from_millis(250);
+/// Between two looks whether the system has taken back an address.
+const RELEASE_PAUSE: Duration = Duration::from_millis(5);
 
 /// How a site behaves.
 #[derive(Clone, Debug)]
@@ -316,12 +320,15 @@ impl Site {
         }
         connections.close();
         // Connections end when their sources have answered the goodbye, or after a while.
-        if !self.without_goodbye.load(Ordering::Acquire) {
+        let says_goodbye = !self.without_goodbye.load(Ordering::Acquire);
+        if says_goodbye {
             timeout(GOODBYE_TIMEOUT, connections.wait()).await.ok();
         }
         endpoint.close(code::GOODBYE, b"the site is shutting down");
         connections.wait().await;
-        timeout(GOODBYE_TIMEOUT, endpoint.wait_idle()).await.ok();
+        let patience = if says_goodbye { GOODBYE_TIMEOUT } else { CUT_OFF_TIMEOUT };
+        timeout(patience, endpoint.wait_idle()).await.ok();
+        release(&endpoint).await;
     }
 
     fn greet(self: &Arc<Self>, incoming: Incoming, handshakes: &Arc<Semaphore>, connections: &TaskTracker) {
@@ -430,6 +437,29 @@ impl Site {
             }
         }
     }
+}
+
+/// Lets go of the endpoint's address, also while connections of sources that are gone still drain: whoever serves there next, perhaps this
+/// very process in another role, has to be able to bind it.
+async fn release(endpoint: &Endpoint) {
+    let Ok(address) = endpoint.local_addr() else { return };
+    let unused: SocketAddr = match address {
+        SocketAddr::V4(_) => (Ipv4Addr::LOCALHOST, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::LOCALHOST, 0).into(),
+    };
+    // Twice, because quinn keeps the socket before the one in use for packets that are under way.
+    for _ in 0..2 {
+        if UdpSocket::bind(unused).and_then(|socket| endpoint.rebind(socket)).is_err() {
+            return;
+        }
+    }
+    let is_held = || UdpSocket::bind(address).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+    let released = async {
+        while is_held() {
+            sleep(RELEASE_PAUSE).await;
+        }
+    };
+    timeout(GOODBYE_TIMEOUT, released).await.ok();
 }
 
 #[cfg(test)]

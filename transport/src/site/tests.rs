@@ -36,7 +36,7 @@ impl RawSource {
     async fn connect(lab: &Lab, identity: &Identity) -> Self {
         let socket = SystemNetwork.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let endpoint = source_endpoint(socket).unwrap();
-        let (crypto, _) = tls::source_config(identity, &[lab.site.fingerprint()]).unwrap();
+        let (crypto, _) = tls::source_config(identity, &[lab.site.fingerprint()], tls::ALPN).unwrap();
         let mut config = ClientConfig::new(Arc::new(crypto));
         config.transport_config(transport_config(ConnectionSettings::default()));
         let connecting = endpoint.connect_with(config, lab.address(), tls::SERVER_NAME).unwrap();
