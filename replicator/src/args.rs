@@ -526,7 +526,7 @@ pub(crate) struct StoreArg {
 /// How buckets are read.
 #[derive(Debug, Args)]
 pub(crate) struct BucketArgs {
-    /// Settings (TOML, as in the source's [bucket]) of the bucket that it names; repeat for several [default: what AWS_REGION, AWS_ENDPOINT_URL, AWS_PROFILE, AWS_CA_BUNDLE and the AWS keys in the environment say]
+    /// Settings (TOML, as in the source's target.bucket) of the bucket that it names; repeat for several; by default what AWS_REGION, AWS_ENDPOINT_URL, AWS_PROFILE, AWS_CA_BUNDLE and the AWS keys in the environment say
     #[arg(long, value_name = "FILE", help_heading = "Buckets")]
     pub(crate) bucket_config: Vec<PathBuf>,
     /// Folder that keeps what was read of buckets [default: $XDG_CACHE_HOME/thirdsite, or a temporary folder]

@@ -80,7 +80,7 @@ pub struct LinkOptions {
     pub keep_alive: Duration,
     /// Hand batches of datagrams to the kernel, which splits them. Some drivers and carriers lose such batches.
     pub segmentation_offload: bool,
-    /// Bytes per second that the path delivered when it was last used, as [`SourceLink::stats`] told; none if that is not known.
+    /// Bytes per second that the path delivered when it was last used, as [`LinkHandle::stats`] told; none if that is not known.
     pub initial_rate: Option<u64>,
     /// What may be sent from the beginning on.
     pub limits: LinkLimits,
