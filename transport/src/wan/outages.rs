@@ -34,8 +34,9 @@ async fn outages_lose_nothing_and_send_nothing_twice_but_what_was_under_way() {
     for number in 0..outages {
         // A large segment that several outages fall into, or many small ones.
         let size = if number % 2 == 0 { 12 * MIB } else { MIB };
-        if needed < line.received() + 12 * MIB as u64 {
-            let count = 24 * MIB / size;
+        // More than the line carries until the next look.
+        if needed < line.received() + 36 * MIB as u64 {
+            let count = 48 * MIB / size;
             outbox.seal((0..count).map(|_| size));
             needed += (count * size) as u64;
         }
