@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use journal_nbd::{Client, Protocol, WriteFlags};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -22,6 +23,8 @@ use crate::scaled;
 
 /// How long anything may take that is waited for. Only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+const MIB: u64 = 1 << 20;
 
 /// Path of a binary of the workspace, next to the running test.
 ///
@@ -640,6 +643,24 @@ impl Lab {
         let bytes = fs::read(&output)?;
         fs::remove_file(&output)?;
         Ok(bytes)
+    }
+
+    /// Writes so many mebibytes, which neither compress nor repeat, to the first volume of the first group, from a place that the seed
+    /// decides on.
+    ///
+    /// # Errors
+    /// If the tap does not take them.
+    pub fn write_noise(&self, seed: u64, mib: u64) -> anyhow::Result<()> {
+        let (volume, size) = &self.groups[0].volumes[0];
+        let export = format!("{}/{volume}", self.groups[0].name);
+        let mut client = Client::connect_unix(&self.tap(), &export, Protocol::Structured)?;
+        let mut noise = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
+        let mut bytes = vec![0; MIB as usize];
+        for number in 0..mib {
+            noise.fill(&mut bytes);
+            client.write((seed * 7 + number) % (size / MIB) * MIB, &bytes, WriteFlags::default())?;
+        }
+        Ok(client.disconnect()?)
     }
 
     /// Waits until a check answers true.

@@ -5,7 +5,6 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use anyhow::{Context, ensure};
-use journal_nbd::{Client, Protocol, WriteFlags};
 use serde_json::Value;
 use tests::lab::{GroupSpec, Lab};
 use tests::object_server::{ObjectCluster, ObjectServer};
@@ -77,18 +76,6 @@ impl Reader {
     }
 }
 
-/// Writes so many mebibytes that neither compress nor repeat.
-fn write_noise(lab: &Lab, seed: u64, mib: u64) -> anyhow::Result<()> {
-    let mut client = Client::connect_unix(&lab.tap(), "demo/disk0", Protocol::Structured)?;
-    let mut noise = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
-    let mut bytes = vec![0; MIB as usize];
-    for number in 0..mib {
-        noise.fill(&mut bytes);
-        client.write((seed * 7 + number) % (VOLUME_BYTES / MIB) * MIB, &bytes, WriteFlags::default())?;
-    }
-    Ok(client.disconnect()?)
-}
-
 #[test]
 fn points_survive_their_site_in_a_bucket_whose_server_is_killed() -> anyhow::Result<()> {
     let mut server = ObjectServer::start()?;
@@ -96,19 +83,19 @@ fn points_survive_their_site_in_a_bucket_whose_server_is_killed() -> anyhow::Res
     let mut lab = lab()?;
     lab.set_targets(&format!("[[target]]\nname = \"vault\"\n[target.bucket]\n{}", keys_of(&settings)?))?;
     lab.start_source()?;
-    write_noise(&lab, 1, 12)?;
+    lab.write_noise(1, 12)?;
     let first = lab.cut("demo", &[])?;
     // The server goes while the VM writes on, and comes back.
     server.kill()?;
-    write_noise(&lab, 2, 6)?;
+    lab.write_noise(2, 6)?;
     server.start_again()?;
-    write_noise(&lab, 3, 6)?;
+    lab.write_noise(3, 6)?;
     lab.cut("demo", &[])?;
     // The agent goes while segments are under way, and comes back.
-    write_noise(&lab, 4, 8)?;
+    lab.write_noise(4, 8)?;
     lab.kill_source();
     lab.start_source()?;
-    write_noise(&lab, 5, 2)?;
+    lab.write_noise(5, 2)?;
     let last = lab.cut("demo", &[])?;
     let status = lab.source_status("demo")?;
     ensure!(status["state"] == "protected", "not protected: {status}");
@@ -134,7 +121,7 @@ fn nothing_is_lost_when_a_node_of_the_store_is_killed() -> anyhow::Result<()> {
     let mut lab = lab()?;
     lab.set_targets(&format!("[[target]]\nname = \"vault\"\n[target.bucket]\n{}", keys_of(&settings)?))?;
     lab.start_source()?;
-    write_noise(&lab, 1, 12)?;
+    lab.write_noise(1, 12)?;
     let before = lab.cut("demo", &[])?;
     let (stop, lab_of_writer) = (AtomicBool::new(false), &lab);
     let during = thread::scope(|scope| {
@@ -146,7 +133,7 @@ fn nothing_is_lost_when_a_node_of_the_store_is_killed() -> anyhow::Result<()> {
         ensure!(written > 0, "nothing was written while the node was killed");
         killed
     })?;
-    write_noise(&lab, 3, 4)?;
+    lab.write_noise(3, 4)?;
     let last = lab.cut("demo", &[])?;
     let expected = fs::read(lab.leg("demo", "disk0"))?;
     ensure!(lab.source_status("demo")?["state"] == "protected", "not protected");
@@ -183,7 +170,7 @@ fn kill_fullest_node(cluster: &mut ObjectCluster, lab: &Lab) -> anyhow::Result<V
 fn write_until(lab: &Lab, stop: &AtomicBool) -> anyhow::Result<u64> {
     let mut written = 0;
     while !stop.load(Ordering::Acquire) {
-        write_noise(lab, 100 + written, 1)?;
+        lab.write_noise(100 + written, 1)?;
         written += 1;
         thread::sleep(Duration::from_millis(20));
     }
@@ -198,16 +185,16 @@ fn both_roads_at_once_and_what_one_lacks_comes_from_the_other() -> anyhow::Resul
     lab.add_target(&format!("[[target]]\nname = \"vault\"\n[target.bucket]\n{}", keys_of(&settings)?))?;
     lab.start_site()?;
     lab.start_source()?;
-    write_noise(&lab, 1, 8)?;
+    lab.write_noise(1, 8)?;
     let cut = lab.cut("demo", &[])?;
     (0..2).try_for_each(|number| lab.wait_until_confirmed("demo", number, &cut))?;
     // One road fails, and then the other.
     server.kill()?;
-    write_noise(&lab, 2, 8)?;
+    lab.write_noise(2, 8)?;
     let by_site = lab.cut("demo", &[])?;
     lab.kill_site();
     server.start_again()?;
-    write_noise(&lab, 3, 8)?;
+    lab.write_noise(3, 8)?;
     let by_bucket = lab.cut("demo", &[])?;
     lab.kill_source();
     ensure!(by_site["confirmed"] == true && by_bucket["confirmed"] == true, "not confirmed");
@@ -261,7 +248,7 @@ fn a_bucket_that_cannot_be_used_says_why_and_is_used_when_it_can_be() -> anyhow:
     }
     lab.set_targets(&table(&good))?;
     lab.start_source()?;
-    write_noise(&lab, 1, 2)?;
+    lab.write_noise(1, 2)?;
     let cut = lab.cut("demo", &[])?;
     Reader::new(&lab, &settings, "far")?.check(&lab, &cut["point"])
 }
@@ -279,7 +266,7 @@ fn a_journal_waits_for_the_recovery_sites_word_if_it_shall() -> anyhow::Result<(
         keys_of(&settings)?
     ))?;
     lab.start_source()?;
-    write_noise(&lab, 1, 4)?;
+    lab.write_noise(1, 4)?;
     let control = lab.path("source.sock").display().to_string();
     lab.wait_until_swept("demo")?;
     let sealed = lab.json(&["cut", "demo", "--json", "--control", &control])?;

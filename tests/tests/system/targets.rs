@@ -3,7 +3,6 @@
 use std::fs;
 
 use anyhow::{Context, ensure};
-use journal_nbd::{Client, Protocol, WriteFlags};
 use serde_json::Value;
 use tests::lab::{GroupSpec, Lab};
 
@@ -16,18 +15,6 @@ fn lab() -> anyhow::Result<Lab> {
     let lab = Lab::new(&[GroupSpec { name: "demo".to_owned(), volumes, extra }])?;
     lab.add_site("second")?;
     Ok(lab)
-}
-
-/// Writes so many mebibytes that neither compress nor repeat.
-fn write_noise(lab: &Lab, seed: u64, mib: u64) -> anyhow::Result<()> {
-    let mut client = Client::connect_unix(&lab.tap(), "demo/disk0", Protocol::Structured)?;
-    let mut noise = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
-    let mut bytes = vec![0; MIB as usize];
-    for number in 0..mib {
-        noise.fill(&mut bytes);
-        client.write(number % (VOLUME_BYTES / MIB) * MIB, &bytes, WriteFlags::default())?;
-    }
-    Ok(client.disconnect()?)
 }
 
 fn target(lab: &Lab, number: usize) -> anyhow::Result<Value> {
@@ -47,13 +34,13 @@ fn two_sites_get_the_same_and_one_that_was_away_catches_up() -> anyhow::Result<(
     lab.start_site()?;
     let second = lab.start_site_of("second-site.toml")?;
     lab.start_source()?;
-    write_noise(&lab, 1, 8)?;
+    lab.write_noise(1, 8)?;
     let cut = lab.cut("demo", &[])?;
     (0..2).try_for_each(|number| lab.wait_until_confirmed("demo", number, &cut))?;
     check(&lab, "store", &cut)?;
     check(&lab, "second-store", &cut)?;
     drop(second);
-    write_noise(&lab, 2, 4)?;
+    lab.write_noise(2, 4)?;
     let cut = lab.cut("demo", &[])?;
     check(&lab, "store", &cut)?;
     // The other way round.
@@ -61,7 +48,7 @@ fn two_sites_get_the_same_and_one_that_was_away_catches_up() -> anyhow::Result<(
     let _second = lab.start_site_of("second-site.toml")?;
     lab.wait_until_confirmed("demo", 1, &cut)?;
     check(&lab, "second-store", &cut)?;
-    write_noise(&lab, 3, 4)?;
+    lab.write_noise(3, 4)?;
     let cut = lab.cut("demo", &[])?;
     lab.start_site()?;
     lab.wait_until_confirmed("demo", 0, &cut)?;
@@ -92,7 +79,7 @@ fn a_target_that_is_away_for_too_long_is_left_behind_and_the_other_goes_on() -> 
     lab.wait_until_confirmed("demo", 1, &cut)?;
     drop(second);
     for round in 0..12 {
-        write_noise(&lab, 10 + round, 12)?;
+        lab.write_noise(10 + round, 12)?;
         let cut = lab.cut("demo", &[])?;
         ensure!(cut["confirmed"] == true, "not confirmed: {cut}");
     }
@@ -116,7 +103,7 @@ fn a_target_that_is_away_for_too_long_is_left_behind_and_the_other_goes_on() -> 
         &lab.path("second-store").display().to_string(),
     ])?;
     ensure!(listed["points"].as_array().is_some_and(|points| !points.is_empty()), "no points: {listed}");
-    write_noise(&lab, 99, 4)?;
+    lab.write_noise(99, 4)?;
     let cut = lab.cut("demo", &[])?;
     check(&lab, "store", &cut)
 }
@@ -130,7 +117,7 @@ fn a_lost_journal_goes_on_behind_the_target_that_has_most() -> anyhow::Result<()
     let cut = lab.cut("demo", &[])?;
     lab.wait_until_confirmed("demo", 1, &cut)?;
     lab.kill_site();
-    write_noise(&lab, 1, 4)?;
+    lab.write_noise(1, 4)?;
     let newest = lab.cut("demo", &[])?;
     lab.wait_until_confirmed("demo", 1, &newest)?;
     lab.kill_source();
