@@ -7,6 +7,7 @@
 //! journal, the store or the catalog either. State changes are made by two machines without I/O (`session`); what is
 //! around them only fetches events and performs actions.
 
+pub mod asking;
 mod causes;
 pub mod clock;
 mod congestion;

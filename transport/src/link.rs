@@ -29,6 +29,7 @@ pub use call::{CallError, Caller, PendingCall};
 pub use error::LinkError;
 pub use stats::LinkStats;
 
+use crate::asking::blocking;
 use crate::causes::causes;
 use crate::congestion::PathMemory;
 use crate::frames::read_message;
@@ -41,7 +42,7 @@ use crate::tls;
 use crate::traits::{LinkState, Outbox};
 use crate::wire::{Receipt, Refusal, RefusalKind};
 use dial::{Connected, Dialer};
-use group::{GOODBYE_TIMEOUT, GroupEnd, GroupLink, blocking};
+use group::{GOODBYE_TIMEOUT, GroupEnd, GroupLink};
 use silence::Silence;
 use stats::StatsKeeper;
 use turns::Turns;

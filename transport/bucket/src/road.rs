@@ -18,7 +18,7 @@ use std::time::Duration;
 use object_store::ObjectStore;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -213,26 +213,6 @@ async fn supervise(road: GroupRoad) {
             () = sleep(road.options.refused_pause) => {}
             () = road.shutdown.cancelled() => return,
         }
-    }
-}
-
-/// Calls the implementer on a blocking thread. A panic there is passed on here.
-async fn blocking<T: Send + 'static>(
-    outbox: &Arc<dyn Outbox>,
-    call: impl FnOnce(&dyn Outbox) -> T + Send + 'static,
-) -> T {
-    let outbox = outbox.clone();
-    match tokio::task::spawn_blocking(move || call(&*outbox)).await {
-        Ok(value) => value,
-        Err(error) => resume(error).await,
-    }
-}
-
-async fn resume<T>(error: JoinError) -> T {
-    match error.try_into_panic() {
-        Ok(panic) => std::panic::resume_unwind(panic),
-        // The runtime is being shut down; nothing after this runs.
-        Err(_) => std::future::pending().await,
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use journal_format::Sequence;
 use quinn::{Connection, SendStream};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 use super::segment::Shipment;
 use super::turns::Turns;
 use super::{Caller, LinkOptions, now};
+use crate::asking::{blocking, resume};
 use crate::causes::causes;
 use crate::frames::{ReadFault, read_message, read_preamble, write_message};
 use crate::quic::CONTROL_PRIORITY;
@@ -31,26 +32,6 @@ const UNCONFIRMED_MAX: usize = 256;
 const CONTROL_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time that a goodbye may take.
 pub(super) const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Calls the implementer on a blocking thread. A panic there is passed on here.
-pub(super) async fn blocking<T: Send + 'static>(
-    outbox: &Arc<dyn Outbox>,
-    call: impl FnOnce(&dyn Outbox) -> T + Send + 'static,
-) -> T {
-    let outbox = outbox.clone();
-    match tokio::task::spawn_blocking(move || call(&*outbox)).await {
-        Ok(value) => value,
-        Err(error) => resume(error).await,
-    }
-}
-
-async fn resume<T>(error: JoinError) -> T {
-    match error.try_into_panic() {
-        Ok(panic) => std::panic::resume_unwind(panic),
-        // The runtime is being shut down; nothing after this runs.
-        Err(_) => std::future::pending().await,
-    }
-}
 
 /// What a group needs of its connection.
 pub(super) struct GroupLink {

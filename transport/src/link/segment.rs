@@ -13,8 +13,8 @@ use quinn::{Connection, SendStream, StoppedError, WriteError};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
-use super::group::blocking;
 use super::turns::{Turns, UnderWay};
+use crate::asking::blocking;
 use crate::quic::code;
 use crate::ranges::Ranges;
 use crate::session::WriteFailure;

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use transport::asking::{blocking, resume};
 use transport::wire::shortened;
 use transport::{Backoff, LinkError, LinkState, Outbox, Refusal, RefusalKind, SEGMENT_BYTES_MAX};
 
@@ -18,7 +19,7 @@ use super::open::{NotOpened, Opened, Opening, may_claim_again, read_checked};
 use super::put::{PutContext, put};
 use super::session::{Action, BucketSession, End, PutFailure, ReceivedBy, SessionOptions, Validated};
 use super::status::GroupReport;
-use super::{BucketLinkOptions, ReceiptRule, blocking, resume};
+use super::{BucketLinkOptions, ReceiptRule};
 use crate::documents::{BucketHeartbeat, Claim, ClaimSource, HeartbeatCut, SessionId};
 use crate::error::RoadError;
 use crate::keys::ClaimNumber;

@@ -6,8 +6,8 @@ use futures::{StreamExt, stream};
 use journal_format::{Hash, Position, Sequence, with_causes};
 use tracing::warn;
 use transport::Outbox;
+use transport::asking::blocking;
 
-use super::blocking;
 use super::session::AHEAD_MAX;
 use crate::chain::{Candidate, ChainWalk, Claims, Listed};
 use crate::error::RoadError;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use journal_format::{Generation, Position, Sequence};
+use transport::asking::blocking;
 use transport::{Outbox, Receipt, Refusal, RefusalKind};
 
-use super::blocking;
 use super::claiming::{Step, Verdict, Writer};
 use super::head::find_head;
 use super::{BucketLinkOptions, ReceiptRule};

@@ -9,9 +9,9 @@ use journal_format::FormatError;
 use journal_format::segment::{HEADER_BYTES, Header, TRAILER_BYTES, Trailer};
 use object_store::{Error as StoreError, ObjectStore, PutMode};
 use tokio::sync::Semaphore;
+use transport::asking::blocking;
 use transport::{Outbox, Refusal, RefusalKind, SegmentDescriptor};
 
-use super::blocking;
 use super::session::PutFailure;
 use crate::error::RoadError;
 use crate::keys::{ClaimNumber, SegmentName};
